@@ -1,0 +1,358 @@
+"""The schema: one YAML file a data set, from which validation, features, encoding, model inputs and the server follow.
+
+Nobody writes a field's name a second time: whatever needs the fields asks the schema for them.
+"""
+
+import dataclasses
+import hashlib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from narrowcast.errors import NarrowcastError, nearest
+
+FieldType = Literal["categorical", "numeric", "sequence"]
+Owner = Literal["user", "item", "context"]
+Table = Literal["events", "users", "items", "histories"]
+
+ROW_ID = "row_id"
+"""The generated key that numbers the events as they were ingested; every later step keeps it."""
+LABEL = "label"
+TIMESTAMP = "event_timestamp"
+SPLIT = "split"
+HISTORY = "history"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """One model input that the raw data holds.
+
+    `column` is its name in the raw file (default: `name`). `min_count` is the id threshold: an id seen in fewer
+    training rows shares the out-of-vocabulary row 0. `min`, `max` and `values` bound what validation lets pass.
+    `nullable` says that missing values are normal: a categorical then gets an id for "missing", a numeric gets 0 after
+    scaling. `transform` scales a numeric: `standard` to zero mean and unit variance, `log` to sign(x) log(1 + |x|) and
+    then `standard`, `none` not at all. A `sequence` is a list column, or text split at `separator`, cut to the first
+    `max_length`; it has a vocabulary of its own.
+    """
+
+    name: str
+    type: FieldType
+    owner: Owner = "context"
+    column: str | None = None
+    min_count: int = 1
+    min: float | None = None
+    max: float | None = None
+    values: tuple[str, ...] | None = None
+    nullable: bool = False
+    transform: Literal["standard", "log", "none"] = "standard"
+    separator: str | None = None
+    max_length: int = 8
+
+    @property
+    def raw_column(self) -> str:
+        return self.column or self.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where one raw table lies: `path` relative to the raw data directory, and how to read it.
+
+    `columns` names the columns of a file without a header line.
+    """
+
+    path: str
+    format: Literal["csv", "tsv", "parquet"]
+    columns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """The click: `column` of the events, already 0 or 1, or 1 where the column is at least `at_least`."""
+
+    column: str
+    at_least: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timestamp:
+    column: str
+    unit: Literal["s", "ms", "us", "iso"] = "s"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """The user's last `max_length` items before the event, newest last; only positively labelled ones by default.
+
+    `initial_column` is a list column of the `histories` source: items the user met before the log begins, oldest first.
+    """
+
+    max_length: int = 50
+    positive_only: bool = True
+    initial_column: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Shares of the rows held out; by time where the schema has a timestamp, else at random."""
+
+    validation: float = 0.1
+    test: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checks:
+    """What validation demands beyond the fields' own bounds.
+
+    `on_failure`: `stop` ends the run; `quarantine` sets the offending rows aside and accounts for them, up to
+    `max_quarantined` of the rows. `label_rate` bounds the share of positives. `row_key`: columns (raw names of the
+    events) that together must be unique. `max_drift` bounds the population stability index of every field between the
+    training period and the later one; `max_unseen` the share of later rows whose id training never saw.
+    """
+
+    on_failure: Literal["stop", "quarantine"] = "stop"
+    max_quarantined: float = 0.01
+    label_rate: tuple[float, float] = (0.001, 0.999)
+    row_key: tuple[str, ...] | None = None
+    max_drift: float = 1.0
+    max_unseen: float = 0.9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Download:
+    """Official address of a data set and md5 by file, for `narrowcast data get`.
+
+    `wheel` is a requirement such as `recbole==1.2.1` whose wheel holds the files under `inside`.
+    """
+
+    url: str | None = None
+    wheel: str | None = None
+    inside: str = ""
+    md5: dict[str, str] = dataclasses.field(default_factory=dict)
+    terms: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schema:
+    """See the module. `user` and `item` name the categorical fields that are the entities' keys, where there are any.
+
+    `leakage` lists raw columns known only after the event; they are refused as inputs. `statistics` adds trailing
+    counts and click rates of the user and the item as numeric inputs.
+    """
+
+    name: str
+    sources: dict[Table, Source]
+    label: Label
+    fields: tuple[Field, ...]
+    description: str = ""
+    timestamp: Timestamp | None = None
+    user: str | None = None
+    item: str | None = None
+    leakage: tuple[str, ...] = ()
+    history: History | None = None
+    statistics: bool = True
+    split: Split = dataclasses.field(default_factory=Split)
+    checks: Checks = dataclasses.field(default_factory=Checks)
+    download: Download | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_text(cls, text: str, *, where: str = "the schema") -> "Schema":
+        """Parse a schema's YAML. Raises NarrowcastError naming the key and the nearest valid one."""
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise NarrowcastError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise NarrowcastError(f"{where} must be a YAML mapping; draft one with `narrowcast data describe FILE`")
+        return typing.cast(Schema, _build(cls, data, where))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Schema":
+        """Read a schema file, or the shipped schema of that name."""
+        return cls.from_text(schema_text(path), where=str(path))
+
+    def to_text(self) -> str:
+        """The schema as YAML, defaults left out; `from_text` gives it back."""
+        return yaml.safe_dump(_plain(self), sort_keys=False, allow_unicode=True, width=120)
+
+    @property
+    def hash(self) -> str:
+        """md5 of the schema's meaning: comments and key order of the YAML do not count."""
+        return hashlib.md5(self.to_text().encode(), usedforsecurity=False).hexdigest()
+
+    @property
+    def feature_service(self) -> str:
+        """Name of the Feast service that a model of this schema reads; it changes whenever the features may."""
+        return f"{self.name}_{self.hash[:8]}"
+
+    def field(self, name: str) -> Field:
+        for candidate in self.inputs:
+            if candidate.name == name:
+                return candidate
+        raise NarrowcastError(f"schema '{self.name}' has no field '{name}': {nearest(name, self.input_names)}")
+
+    @property
+    def statistics_fields(self) -> tuple[Field, ...]:
+        """The trailing statistics as numeric inputs: count and click rate up to the moment, for user and item."""
+        if not (self.statistics and self.timestamp):
+            return ()
+        found: list[Field] = []
+        owners: tuple[tuple[Owner, str | None], ...] = (("user", self.user), ("item", self.item))
+        for owner, key in owners:
+            if key:
+                found.append(Field(name=f"{owner}_events", type="numeric", owner=owner, min=0, transform="log"))
+                found.append(Field(name=f"{owner}_click_rate", type="numeric", owner=owner, min=0, max=1))
+        return tuple(found)
+
+    @property
+    def history_field(self) -> Field | None:
+        """The user's history as a sequence input named `history`; its ids are those of the item field."""
+        if not (self.history and self.user and self.item and self.timestamp):
+            return None
+        return Field(name=HISTORY, type="sequence", owner="user", max_length=self.history.max_length)
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """Every model input, raw fields first, then the derived ones."""
+        derived = (*self.statistics_fields, *((self.history_field,) if self.history_field else ()))
+        return (*self.fields, *derived)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.inputs)
+
+    def of_type(self, type_: FieldType) -> tuple[Field, ...]:
+        return tuple(f for f in self.inputs if f.type == type_)
+
+    def vocabulary_of(self, field: Field) -> str:
+        """Name of the field whose vocabulary and embedding table `field` uses (the history uses the item's)."""
+        return self.item if field.name == HISTORY and self.item else field.name
+
+
+def schema_text(name_or_path: str | Path) -> str:
+    """The YAML text of a schema file, or of the shipped schema of that name."""
+    path = Path(name_or_path)
+    shipped = Path(__file__).resolve().parents[2] / "schemas"
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise NarrowcastError(f"schema file {path} does not exist: draft one with `narrowcast data describe FILE`")
+        return path.read_text()
+    shipped_path = shipped / f"{path}.yaml"
+    if not shipped_path.is_file():
+        raise NarrowcastError(f"no schema named '{path}': {nearest(str(path), shipped_names())}, or give a .yaml file")
+    return shipped_path.read_text()
+
+
+def shipped_names() -> tuple[str, ...]:
+    return tuple(sorted(p.stem for p in (Path(__file__).resolve().parents[2] / "schemas").glob("*.yaml")))
+
+
+def _check(schema: Schema) -> None:
+    where = f"schema '{schema.name}'"
+    names = [f.name for f in schema.fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise NarrowcastError(f"{where} names field '{name}' twice: rename or remove one")
+        if not name.isidentifier():
+            raise NarrowcastError(f"{where}: field name '{name}' is not a plain identifier; use `column:` for the raw name")
+    reserved = {ROW_ID, LABEL, TIMESTAMP, SPLIT, HISTORY} | {f.name for f in schema.statistics_fields}
+    for name in sorted(reserved.intersection(names)):
+        raise NarrowcastError(f"{where}: the field name '{name}' is reserved; rename it and give the raw name as `column:`")
+    if "events" not in schema.sources:
+        raise NarrowcastError(f"{where} has no source 'events': name the file that holds one row a click or impression")
+    for role, key in (("user", schema.user), ("item", schema.item)):
+        if key is None:
+            continue
+        if key not in names:
+            raise NarrowcastError(f"{where}: {role} key '{key}' is not a field: {nearest(key, names)}")
+        spec = schema.fields[names.index(key)]
+        if spec.type != "categorical" or spec.owner != role:
+            raise NarrowcastError(f"{where}: {role} key '{key}' must be a categorical field with owner '{role}'")
+    for f in schema.fields:
+        if f.raw_column in schema.leakage or f.name in schema.leakage:
+            raise NarrowcastError(
+                f"{where}: field '{f.name}' reads '{f.raw_column}', which the schema lists as leakage (known only after "
+                "the event): remove it from `fields` or from `leakage`"
+            )
+        if f.raw_column == schema.label.column:
+            raise NarrowcastError(f"{where}: field '{f.name}' reads the label column '{f.raw_column}': remove it from `fields`")
+        if f.owner != "context" and getattr(schema, f.owner) is None:
+            raise NarrowcastError(f"{where}: field '{f.name}' belongs to the {f.owner}, but the schema names no {f.owner} key")
+        if f.min_count < 1 or f.max_length < 1:
+            raise NarrowcastError(f"{where}: field '{f.name}' needs min_count and max_length of at least 1")
+    if schema.history and not (schema.user and schema.item and schema.timestamp):
+        raise NarrowcastError(f"{where}: a history needs `user`, `item` and `timestamp`: name them or remove `history`")
+    if schema.history and schema.history.initial_column and "histories" not in schema.sources:
+        raise NarrowcastError(f"{where}: history.initial_column needs a source 'histories'")
+    if not 0 < schema.split.validation + schema.split.test < 1 or min(schema.split.validation, schema.split.test) <= 0:
+        raise NarrowcastError(f"{where}: split shares must be positive and add up to less than 1")
+
+
+def _build(cls: Any, data: dict[str, Any], where: str) -> Any:
+    """A dataclass from plain YAML values, strict about keys and types."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in known:
+            raise NarrowcastError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
+    for key, spec in known.items():
+        if key not in data and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise NarrowcastError(f"{where}: missing key '{key}'")
+    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise NarrowcastError(f"{where} is '{value}'; {nearest(str(value), map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
+            raise NarrowcastError(f"{where} must be a list{'' if arguments[-1] is Ellipsis else f' of {len(arguments)}'}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise NarrowcastError(f"{where} must be a mapping")
+        return {
+            _value(arguments[0], k, f"{where} key"): _value(arguments[1], v, f"{where}.{k}") for k, v in value.items()
+        }
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise NarrowcastError(f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}")
+        return _build(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise NarrowcastError(f"{where} must be {hint.__name__}, not '{value}'")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses to YAML values, without what equals its default."""
+    if dataclasses.is_dataclass(value):
+        plain: dict[str, Any] = {}
+        for spec in dataclasses.fields(value):
+            here = getattr(value, spec.name)
+            default = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
+            if here != default:
+                plain[spec.name] = _plain(here)
+        return plain
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,58 @@
+"""The search step: a plan that fits a byte budget."""
+
+from kfp import dsl
+
+from narrowcast.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def search(  # type: ignore[no-untyped-def]
+    encoded: dsl.Input[dsl.Dataset],
+    backbone: str,
+    width: int,
+    inner_width: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    method: str,
+    budget: str,
+    bits: int,
+    num_trials: int,
+    num_workers: int,
+    plan: dsl.Output[dsl.Artifact],
+):
+    """Search the embedding tables' rows, columns and widths for a byte budget, its trials on Ray.
+
+    Args:
+        encoded: Encoded data.
+        backbone: Model name.
+        width: Embedding width D of the full model.
+        inner_width: MLET's inner width k for the retrained tables; 0 for plain ones.
+        batch_size: Rows a step.
+        learning_rate: Adam's step size.
+        seed: Seed of initial values and row order.
+        method: Search method; `narrowcast methods` lists them.
+        budget: Bytes the tables may weigh, such as '200KB', or a ratio to the full tables, such as '1/8'.
+        bits: Bits a stored value: 32, 8 or 4.
+        num_trials: Settings of the method to try; the best on validation within the budget is kept.
+        num_workers: Trials at a time on Ray; 0 runs them in this process without Ray.
+        plan: plan.json and the trials.
+    """
+    from narrowcast.components.search.run import SearchConfig, search_plan
+    from narrowcast.step import step
+
+    with step("search"):
+        config = SearchConfig(
+            backbone=backbone,
+            width=width,
+            inner_width=inner_width,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            method=method,
+            budget=budget,
+            bits=bits,
+            num_trials=num_trials,
+            num_workers=num_workers,
+        )
+        search_plan(encoded.path, config, plan.path)

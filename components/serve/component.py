@@ -1,0 +1,31 @@
+"""The deployment step."""
+
+from kfp import dsl
+
+from narrowcast.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def deploy(  # type: ignore[no-untyped-def]
+    packed_model: dsl.Input[dsl.Model],
+    feature_store: dsl.Input[dsl.Artifact],
+    evaluation: dsl.Input[dsl.Artifact],
+    endpoint: str,
+    home: str,
+    deployment: dsl.Output[dsl.Artifact],
+):
+    """Start or replace the endpoint's server if every gate passed; keep the champion if not.
+
+    Args:
+        packed_model: Packed model.
+        feature_store: Feast repository.
+        evaluation: The gates' verdict.
+        endpoint: Name of the endpoint.
+        home: Folder that holds the endpoints' state.
+        deployment: deployment.json: what serves now, where, and why.
+    """
+    from narrowcast.components.serve.deploy import deploy as work
+    from narrowcast.step import step
+
+    with step("deploy"):
+        work(packed_model.path, feature_store.path, evaluation.path, endpoint, home, deployment.path)

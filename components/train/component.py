@@ -1,0 +1,87 @@
+"""The training steps: the full model, and the compact model retrained from a plan."""
+
+from kfp import dsl
+
+from narrowcast.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train(  # type: ignore[no-untyped-def]
+    encoded: dsl.Input[dsl.Dataset],
+    backbone: str,
+    width: int,
+    inner_width: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    num_workers: int,
+    seed: int,
+    full_model: dsl.Output[dsl.Model],
+):
+    """Train the uncompressed model with Ray Train.
+
+    Args:
+        encoded: Encoded data.
+        backbone: Model name; `narrowcast methods` lists them.
+        width: Embedding width D.
+        inner_width: MLET's inner width k; 0 trains plain tables.
+        epochs: Most passes over the training rows; the epoch best on validation is kept.
+        batch_size: Rows a step, over all workers.
+        learning_rate: Adam's step size.
+        num_workers: Ray Train workers; 0 trains in this process without Ray.
+        seed: Seed of initial values and row order.
+        full_model: Checkpoint: weights, plan and metrics.
+    """
+    from narrowcast.components.train.run import TrainConfig, train_full
+    from narrowcast.step import step
+
+    with step("train"):
+        config = TrainConfig(
+            backbone=backbone,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        train_full(encoded.path, config, full_model.path, width=width, inner_width=inner_width)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def retrain(  # type: ignore[no-untyped-def]
+    encoded: dsl.Input[dsl.Dataset],
+    plan: dsl.Input[dsl.Artifact],
+    backbone: str,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    num_workers: int,
+    seed: int,
+    compact_model: dsl.Output[dsl.Model],
+):
+    """Train the model again from its initial values on the tables that the plan leaves.
+
+    Args:
+        encoded: Encoded data.
+        plan: The search's plan.
+        backbone: Model name.
+        epochs: Most passes over the training rows; the epoch best on validation is kept.
+        batch_size: Rows a step, over all workers.
+        learning_rate: Adam's step size.
+        num_workers: Ray Train workers; 0 trains in this process without Ray.
+        seed: Seed of initial values and row order.
+        compact_model: Checkpoint: weights, plan and metrics.
+    """
+    from narrowcast.components.train.run import TrainConfig, train_from_plan
+    from narrowcast.step import step
+
+    with step("retrain"):
+        config = TrainConfig(
+            backbone=backbone,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        train_from_plan(encoded.path, plan.path, config, compact_model.path)

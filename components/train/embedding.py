@@ -1,0 +1,93 @@
+"""The embedding layer, built from a plan.
+
+Shape letters: B rows, F categorical fields, S sequence fields, T = F + S tokens, L sequence length, D width,
+R kept rows, k inner width.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from narrowcast.components.data.encoded import Layout
+from narrowcast.components.train.plan import Plan, TablePlan
+
+INIT_STD = 0.01
+
+
+class EmbeddingTable(nn.Module):
+    """One table of a plan: rows looked up, folded, masked and projected to the model's width.
+
+    Initial values depend on `generator` and the table's full size alone, so that two plans of the same data start from
+    the same values where both keep them. MLET (arXiv 2309.15881, section 3): with an inner width k, E = W2 W1, W2 drawn
+    as the plain table, W1 ~ N(0, 1/k) so that the product has the plain table's variance (our choice).
+    """
+
+    def __init__(self, plan: TablePlan, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.plan = plan
+        internal = plan.projection or width
+        inner = plan.inner_width or internal
+        values = torch.randn(plan.rows, inner, generator=generator) * INIT_STD
+        self.weight_Rk = nn.Parameter(values[: plan.kept_rows].clone())
+        self.core_kD = None
+        if plan.inner_width:
+            self.core_kD = nn.Parameter(torch.randn(inner, internal, generator=generator) / inner**0.5)
+        self.lift_dD = None
+        if plan.projection:
+            self.lift_dD = nn.Parameter(torch.randn(internal, width, generator=generator) / internal**0.5)
+        mask = torch.zeros(len(plan.blocks), internal)
+        for i, block in enumerate(plan.blocks):
+            mask[i, list(block.columns)] = 1.0
+        self.masked = bool((mask == 0).any())
+        self.register_buffer("mask_ND", mask, persistent=False)
+        starts = torch.tensor([block.start for block in plan.blocks[1:]], dtype=torch.int64)
+        self.register_buffer("starts", starts, persistent=False)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The folded and masked rows of `ids` (any shape, int64, all >= 0), before the projection."""
+        ids = torch.where(ids < self.plan.kept_rows, ids, 0)
+        rows = F.embedding(ids, self.weight_Rk)
+        if self.core_kD is not None:
+            rows = rows @ self.core_kD
+        if self.masked:
+            rows = rows * self.mask_ND[torch.bucketize(ids, self.starts, right=True)]
+        return rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.rows(ids)
+        return rows if self.lift_dD is None else rows @ self.lift_dD
+
+    @torch.no_grad()
+    def folded(self) -> Tensor:
+        """All kept rows as they are served, R x internal width, float32."""
+        return self.rows(torch.arange(self.plan.kept_rows, device=self.weight_Rk.device))
+
+
+class EmbeddingLayer(nn.Module):
+    """Ids to tokens (B x T x D): one token a categorical field, then one a sequence, mean-pooled over its ids."""
+
+    def __init__(self, layout: Layout, plan: Plan, seed: int) -> None:
+        super().__init__()
+        self.layout = layout
+        self.plan = plan
+        self.tables = nn.ModuleDict()
+        for i, name in enumerate(layout.table_rows):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+            self.tables[name] = EmbeddingTable(plan.table(name), plan.width, generator)
+
+    def forward(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
+        return tokens(self.layout, self.tables, ids_BF, sequences)
+
+
+def tokens(layout: Layout, tables: nn.ModuleDict, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
+    """Look every field up in its table; B x T x D. Shared by trained and packed tables, so both compute alike."""
+    columns_BF = ids_BF.long()
+    found = [tables[layout.table_of[name]](columns_BF[:, i]) for i, name in enumerate(layout.categorical)]
+    for name in layout.sequences:
+        ids_BL = sequences[name].long()
+        valid_BL1 = (ids_BL >= 0).unsqueeze(-1)
+        rows_BLD = tables[layout.table_of[name]](ids_BL.clamp(min=0)) * valid_BL1
+        found.append(rows_BLD.sum(1) / valid_BL1.sum(1).clamp(min=1))
+    return torch.stack(found, dim=1)

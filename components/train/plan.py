@@ -1,0 +1,160 @@
+"""The plan: what a search decides about every embedding table, with the exact bytes it will weigh.
+
+A plan states, per table, how many rows are kept, in which frequency blocks, with which columns and how many bits.
+Training builds its embedding layer from a plan, packing writes the files a plan describes, and
+`Plan.stored_bytes()` equals the data bytes of the packed tables.
+
+Rows are numbered by descending training frequency, row 0 being out-of-vocabulary, so a block needs only its two
+boundaries and no per-row index. An id beyond the kept rows falls back to row 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from narrowcast.errors import NarrowcastError, nearest
+from narrowcast.records import read_json, write_json
+
+BITS = (32, 8, 4)
+SCALE_BYTES = 2
+"""A quantised row carries one float16 scale."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Rows `start` to `stop` (exclusive) of a table, all with the same `columns` and `bits`.
+
+    `columns` are the kept ones, ascending, out of the table's internal width. No columns: the rows are all-zero and
+    nothing is stored for them. `bits`: 32 is float32; 8 and 4 are signed integers with one float16 scale a row.
+    """
+
+    start: int
+    stop: int
+    columns: tuple[int, ...]
+    bits: int = 32
+
+    @property
+    def width(self) -> int:
+        return len(self.columns)
+
+    @property
+    def is_prefix(self) -> bool:
+        return self.columns == tuple(range(self.width))
+
+    def row_bytes(self) -> int:
+        """Bytes of one stored row, scale included; 4-bit rows round up to whole bytes."""
+        if not self.columns:
+            return 0
+        return 4 * self.width if self.bits == 32 else (self.width * self.bits + 7) // 8 + SCALE_BYTES
+
+    def stored_bytes(self) -> int:
+        """Rows, their scales, and a uint8 column index where the columns are no prefix."""
+        return (self.stop - self.start) * self.row_bytes() + (0 if self.is_prefix else self.width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TablePlan:
+    """One field's table.
+
+    `rows`: ids training knows, row 0 included. `blocks` cover rows 0 to `kept_rows` without gaps. `projection`: width d
+    of a mixed-dimension table (columns count within d) that a stored float32 d x D matrix lifts to the model's width D.
+    `inner_width`: MLET's k; the table is trained as (rows x k)(k x D) and folded before it is packed, so it costs
+    nothing here.
+    """
+
+    rows: int
+    blocks: tuple[Block, ...]
+    projection: int | None = None
+    inner_width: int | None = None
+
+    @property
+    def kept_rows(self) -> int:
+        return self.blocks[-1].stop
+
+    def stored_bytes(self, width: int) -> int:
+        """Data bytes of the packed table; `width` is the model's D."""
+        lift = 4 * self.projection * width if self.projection else 0
+        return sum(block.stored_bytes() for block in self.blocks) + lift
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """`width` is D, the width the model computes with. `tables` by vocabulary name, in the schema's order.
+
+    `method` and `parameters` say which search made it and how.
+    """
+
+    width: int
+    tables: dict[str, TablePlan]
+    method: str = "full"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, table in self.tables.items():
+            _check(name, table, self.width)
+
+    def stored_bytes(self) -> int:
+        """Data bytes of all packed tables, exact: values, scales, column indexes and projections."""
+        return sum(table.stored_bytes(self.width) for table in self.tables.values())
+
+    def full_bytes(self) -> int:
+        """Bytes of the same tables uncompressed: every row, D float32 values."""
+        return sum(4 * table.rows * self.width for table in self.tables.values())
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan file. Raises NarrowcastError on unknown keys or a plan that contradicts itself."""
+        data = read_json(path)
+        try:
+            tables = {
+                name: TablePlan(**{**t, "blocks": tuple(Block(**{**b, "columns": tuple(b["columns"])}) for b in t["blocks"])})
+                for name, t in data["tables"].items()
+            }
+            return cls(**{**data, "tables": tables})
+        except (KeyError, TypeError) as error:
+            raise NarrowcastError(f"{path} is not a plan ({error}): write it with the search step") from None
+
+    def table(self, name: str) -> TablePlan:
+        if name not in self.tables:
+            raise NarrowcastError(f"the plan has no table '{name}': {nearest(name, self.tables)}; search again on this data")
+        return self.tables[name]
+
+
+def full_plan(rows: Mapping[str, int], width: int, *, inner_width: int | None = None) -> Plan:
+    """Every row, all D columns, float32: the model before compression. `rows` by table name."""
+    columns = tuple(range(width))
+    return Plan(
+        width=width,
+        tables={
+            name: TablePlan(rows=n, blocks=(Block(start=0, stop=n, columns=columns),), inner_width=inner_width)
+            for name, n in rows.items()
+        },
+    )
+
+
+def _check(name: str, table: TablePlan, width: int) -> None:
+    where = f"plan, table '{name}'"
+    internal = table.projection or width
+    if not table.blocks:
+        raise NarrowcastError(f"{where}: no blocks; a table keeps at least row 0")
+    if table.projection and table.inner_width:
+        raise NarrowcastError(f"{where}: a projection and an inner width exclude each other; choose one")
+    if table.inner_width is not None and table.inner_width < 1:
+        raise NarrowcastError(f"{where}: inner_width is {table.inner_width}, must be at least 1")
+    if internal > 256:
+        raise NarrowcastError(f"{where}: width {internal} is over 256, the most that a uint8 column index can name")
+    expected = 0
+    for block in table.blocks:
+        if block.start != expected or block.stop <= block.start:
+            raise NarrowcastError(f"{where}: block {block.start}-{block.stop} should start at row {expected} and not be empty")
+        if block.bits not in BITS:
+            raise NarrowcastError(f"{where}: {block.bits} bits; possible are {', '.join(map(str, BITS))}")
+        if list(block.columns) != sorted(set(block.columns)) or not all(0 <= c < internal for c in block.columns):
+            raise NarrowcastError(f"{where}: columns {block.columns} must be ascending and below {internal}")
+        expected = block.stop
+    if table.kept_rows > table.rows:
+        raise NarrowcastError(f"{where}: keeps {table.kept_rows} of {table.rows} rows")

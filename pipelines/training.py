@@ -1,0 +1,124 @@
+"""The training DAG: raw data version to deployed compact model and report."""
+
+from kfp import dsl
+
+from narrowcast.components.compact.component import compact
+from narrowcast.components.data.component import checkout, encode, ingest
+from narrowcast.components.evaluate.component import evaluate
+from narrowcast.components.features.component import features
+from narrowcast.components.report.component import report
+from narrowcast.components.search.component import search
+from narrowcast.components.serve.component import deploy
+from narrowcast.components.train.component import retrain, train
+from narrowcast.components.validate.component import validate_frame, validate_raw
+
+
+@dsl.pipeline(name="narrowcast-training", description="Raw clicks to a compact model that serves")
+def training(
+    schema: str,
+    data_version: str,
+    data_remote: str,
+    git_commit: str,
+    home: str,
+    champion: str = "",
+    endpoint: str = "default",
+    seed: int = 0,
+    backbone: str = "deepfm",
+    width: int = 16,
+    inner_width: int = 0,
+    epochs: int = 6,
+    batch_size: int = 1024,
+    learning_rate: float = 0.001,
+    num_workers: int = 2,
+    method: str = "pep",
+    budget: str = "1/10",
+    bits: int = 8,
+    num_trials: int = 2,
+    max_auc_loss: float = 0.005,
+    max_latency_ms: float = 200.0,
+):  # type: ignore[no-untyped-def]
+    """See `docs/architecture.md`; every default here is also in `params.yaml`, which a run reads."""
+    fetched = checkout(data_version=data_version, data_remote=data_remote)
+    ingested = ingest(raw=fetched.outputs["raw"], schema=schema)
+    valid = validate_raw(dataset=ingested.outputs["dataset"], schema=schema)
+    featured = features(valid_dataset=valid.outputs["valid_dataset"], schema=schema, seed=seed)
+    valid_rows = validate_frame(frame=featured.outputs["frame"], schema=schema)
+    shards = encode(frame=valid_rows.outputs["valid_frame"], schema=schema)
+    full = train(
+        encoded=shards.outputs["encoded"],
+        backbone=backbone,
+        width=width,
+        inner_width=inner_width,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        num_workers=num_workers,
+        seed=seed,
+    )
+    searched = search(
+        encoded=shards.outputs["encoded"],
+        backbone=backbone,
+        width=width,
+        inner_width=inner_width,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        method=method,
+        budget=budget,
+        bits=bits,
+        num_trials=num_trials,
+        num_workers=num_workers,
+    )
+    retrained = retrain(
+        encoded=shards.outputs["encoded"],
+        plan=searched.outputs["plan"],
+        backbone=backbone,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        num_workers=num_workers,
+        seed=seed,
+    )
+    packed = compact(
+        compact_model=retrained.outputs["compact_model"],
+        encoded=shards.outputs["encoded"],
+        valid_frame=valid_rows.outputs["valid_frame"],
+        schema=schema,
+    )
+    judged = evaluate(
+        encoded=shards.outputs["encoded"],
+        valid_frame=valid_rows.outputs["valid_frame"],
+        full_model=full.outputs["full_model"],
+        compact_model=retrained.outputs["compact_model"],
+        packed_model=packed.outputs["packed_model"],
+        feature_store=featured.outputs["feature_store"],
+        plan=searched.outputs["plan"],
+        champion=champion,
+        max_auc_loss=max_auc_loss,
+        max_latency_ms=max_latency_ms,
+        seed=seed,
+    )
+    deployed = deploy(
+        packed_model=packed.outputs["packed_model"],
+        feature_store=featured.outputs["feature_store"],
+        evaluation=judged.outputs["evaluation"],
+        endpoint=endpoint,
+        home=home,
+    ).set_caching_options(False)
+    report(
+        raw=fetched.outputs["raw"],
+        dataset=ingested.outputs["dataset"],
+        valid_dataset=valid.outputs["valid_dataset"],
+        frame=featured.outputs["frame"],
+        valid_frame=valid_rows.outputs["valid_frame"],
+        encoded=shards.outputs["encoded"],
+        full_model=full.outputs["full_model"],
+        plan=searched.outputs["plan"],
+        compact_model=retrained.outputs["compact_model"],
+        packed_model=packed.outputs["packed_model"],
+        evaluation=judged.outputs["evaluation"],
+        deployment=deployed.outputs["deployment"],
+        schema=schema,
+        data_version=data_version,
+        git_commit=git_commit,
+    )
