@@ -74,7 +74,7 @@ class TablePlan:
 
     def stored_bytes(self, width: int) -> int:
         """Data bytes of the packed table; `width` is the model's D."""
-        lift = 4 * self.projection * width if self.projection else 0
+        lift = 4 * self.projection * width if self.projection is not None else 0
         return sum(block.stored_bytes() for block in self.blocks) + lift
 
 
@@ -115,7 +115,7 @@ class Plan:
                 for name, t in data["tables"].items()
             }
             return cls(**{**data, "tables": tables})
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise NarrowcastError(f"{path} is not a plan ({error}): write it with the search step") from None
 
     def table(self, name: str) -> TablePlan:
@@ -138,15 +138,15 @@ def full_plan(rows: Mapping[str, int], width: int, *, inner_width: int | None = 
 
 def _check(name: str, table: TablePlan, width: int) -> None:
     where = f"plan, table '{name}'"
-    internal = table.projection or width
+    internal = width if table.projection is None else table.projection
+    if not 1 <= internal <= 256:
+        raise NarrowcastError(f"{where}: width {internal} must be 1 to 256, what a uint8 column index can name")
     if not table.blocks:
         raise NarrowcastError(f"{where}: no blocks; a table keeps at least row 0")
     if table.projection and table.inner_width:
         raise NarrowcastError(f"{where}: a projection and an inner width exclude each other; choose one")
     if table.inner_width is not None and table.inner_width < 1:
         raise NarrowcastError(f"{where}: inner_width is {table.inner_width}, must be at least 1")
-    if internal > 256:
-        raise NarrowcastError(f"{where}: width {internal} is over 256, the most that a uint8 column index can name")
     expected = 0
     for block in table.blocks:
         if block.start != expected or block.stop <= block.start:
