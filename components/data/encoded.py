@@ -67,7 +67,8 @@ class Layout:
     """Names and sizes that a model is built from.
 
     `categorical`, `numeric` and `sequences` name the inputs in array order; `table_of` maps every categorical and
-    sequence field to its table; `table_rows` gives each table's rows, out-of-vocabulary row included.
+    sequence field to its table; `table_rows` gives each table's rows, out-of-vocabulary row included, in the order of
+    the tables' first fields.
     """
 
     categorical: tuple[str, ...]
@@ -78,12 +79,15 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Layout":
+        """The layout as it was made: tables in the fields' order again, which JSON written with sorted keys loses."""
+        categorical, sequences = tuple(data["categorical"]), tuple(data["sequences"])
+        table_of = {name: data["table_of"][name] for name in (*categorical, *sequences)}
         return cls(
-            categorical=tuple(data["categorical"]),
+            categorical=categorical,
             numeric=tuple(data["numeric"]),
-            sequences=tuple(data["sequences"]),
-            table_of=dict(data["table_of"]),
-            table_rows=dict(data["table_rows"]),
+            sequences=sequences,
+            table_of=table_of,
+            table_rows={table: data["table_rows"][table] for table in dict.fromkeys(table_of.values())},
         )
 
 

@@ -1,0 +1,267 @@
+"""The encoder: field values to the ids and numbers that a model computes with, the same in training and at the server.
+
+Shape letters: B rows, F categorical fields, N numeric fields, L sequence length.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from narrowcast.components.data.columns import plain, to_lists, to_text
+from narrowcast.components.data.encoded import PAD, SPLITS, Batch, Layout
+from narrowcast.components.data.schema import HISTORY, SPLIT, Field, Schema
+from narrowcast.errors import NarrowcastError
+from narrowcast.records import read_json, write_json
+
+Values = Sequence | pd.Series | pa.Array
+MERGE_ROWS = 1 << 22
+"""Pending counts of one vocabulary that are merged at a time, which bounds the memory of fitting."""
+
+
+class Encoder:
+    """Made by `fit` or `load`. `schema` is what it was fitted for; `layout` names the arrays of its batches."""
+
+    def __init__(self, schema: Schema, tables: dict[str, pa.Table], scales: dict[str, tuple[float, float]]) -> None:
+        self.schema = schema
+        self.layout = layout_of(schema, {name: len(table) for name, table in tables.items()})
+        self._tables = tables
+        self._scales = scales
+        self._ids: dict[str, dict[str | None, int]] = {}
+
+    @classmethod
+    def fit(cls, frame: Mapping[str, Values] | pd.DataFrame, schema: Schema) -> "Encoder":
+        """Learn vocabularies and scales from the training rows of `frame` (all rows where it has no `split`)."""
+        if SPLIT in frame:
+            kept = np.asarray(frame[SPLIT]) == SPLITS[0]
+            frame = {f.name: _arrow(f, _column(frame, f.name)).filter(pa.array(kept)) for f in schema.inputs}
+        fitting = Fitting(schema)
+        fitting.update(frame)
+        return fitting.finish()
+
+    def transform(self, columns: Mapping[str, Values]) -> Batch:
+        """Encode one value a row for every input of the schema, however many rows.
+
+        A categorical may be text or a number, a sequence a list of them. None is a missing value: the field's own id
+        where training knew missing ones, else out-of-vocabulary; an empty sequence; a numeric's mean. So is NaN where
+        the field is nullable. Sequences keep their first `max_length` elements, the history its last.
+        Raises NarrowcastError naming the field that is absent, of the wrong type or length, or holds NaN or infinity.
+        """
+        arrays = {f.name: _arrow(f, _column(columns, f.name)) for f in self.schema.inputs}
+        rows = len(next(iter(arrays.values())))
+        for name, array in arrays.items():
+            if len(array) != rows:
+                raise NarrowcastError(
+                    f"input '{name}' has {len(array)} values where others have {rows}: give one a row"
+                )
+        ids_BF = np.empty((rows, len(self.layout.categorical)), np.int32)
+        for i, name in enumerate(self.layout.categorical):
+            ids_BF[:, i] = self._lookup(self.layout.table_of[name], arrays[name])
+        dense_BN = np.empty((rows, len(self.layout.numeric)), np.float32)
+        for i, name in enumerate(self.layout.numeric):
+            dense_BN[:, i] = self._scale(self.schema.field(name), arrays[name])
+        sequences = {name: self._pad(self.schema.field(name), arrays[name]) for name in self.layout.sequences}
+        return Batch(ids_BF=ids_BF, dense_BN=dense_BN, sequences=sequences)
+
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """Training frequency of every row of every table, descending after row 0."""
+        return {name: table.column("count").to_numpy() for name, table in self._tables.items()}
+
+    def values(self, table: str) -> list[str | None]:
+        """The id's text by row of a table; None is out-of-vocabulary in row 0 and "missing" in any other."""
+        return self._tables[table].column("value").to_pylist()
+
+    def save(self, directory: str | Path) -> None:
+        """Write `encoder.json` and a Parquet file `vocabulary_<table>` with the columns value and count."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, table in self._tables.items():
+            pq.write_table(table, directory / f"vocabulary_{name}.parquet")
+        numeric = {name: {"mean": mean, "std": std} for name, (mean, std) in self._scales.items()}
+        write_json(directory / "encoder.json", {"schema": self.schema.to_text(), "numeric": numeric})
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Encoder":
+        """Raises NarrowcastError when the directory holds no whole encoder."""
+        directory = Path(directory)
+        data = read_json(directory / "encoder.json")
+        schema = Schema.from_text(data["schema"], where=f"{directory}/encoder.json")
+        try:
+            tables = {
+                name: pq.read_table(directory / f"vocabulary_{name}.parquet") for name in vocabulary_names(schema)
+            }
+        except (OSError, pa.ArrowInvalid) as error:
+            raise NarrowcastError(f"{directory} lacks a vocabulary ({error}): run the encode step again") from None
+        return cls(schema, tables, {name: (s["mean"], s["std"]) for name, s in data["numeric"].items()})
+
+    def _lookup(self, table: str, text: pa.Array) -> NDArray[np.int32]:
+        """Ids of any number of texts; each different one is looked up once."""
+        if table not in self._ids:
+            known = {value: row for row, value in enumerate(self.values(table)) if row > 0}
+            self._ids[table] = {None: 0, **known}
+        ids = self._ids[table]
+        encoded = text.dictionary_encode(null_encoding="encode")
+        found = np.fromiter((ids.get(v, 0) for v in encoded.dictionary.to_pylist()), np.int32, len(encoded.dictionary))
+        return found[encoded.indices.to_numpy()]
+
+    def _scale(self, field: Field, numbers: pa.Array) -> NDArray[np.float32]:
+        mean, std = self._scales[field.name]
+        known = np.asarray(pc.is_valid(numbers))
+        values = np.where(known, (_transformed(field, numbers) - mean) / std, 0.0).astype(np.float32)
+        if not np.isfinite(values).all():
+            bad = numbers[int(np.argmin(np.isfinite(values)))]
+            raise NarrowcastError(
+                f"input '{field.name}' holds {bad}, too large for a 32-bit number: mend it or clip it"
+            )
+        return values
+
+    def _pad(self, field: Field, lists: pa.Array) -> NDArray[np.int32]:
+        padded_BL = np.full((len(lists), field.max_length), PAD, np.int32)
+        lengths_B = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+        row = np.asarray(pc.list_parent_indices(lists))
+        position = np.arange(len(row)) - (np.cumsum(lengths_B) - lengths_B)[row]
+        if field.name == HISTORY:
+            position -= np.maximum(lengths_B - field.max_length, 0)[row]
+        kept = (position >= 0) & (position < field.max_length)
+        elements = pc.list_flatten(lists).filter(pa.array(kept))
+        padded_BL[row[kept], position[kept]] = self._lookup(self.schema.vocabulary_of(field), elements)
+        return padded_BL
+
+
+class Fitting:
+    """Counts and moments of the training rows, gathered batch by batch."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self._pending: dict[str, list[pa.Table]] = {name: [] for name in vocabulary_names(schema)}
+        self._moments = {
+            f.name: (0, 0.0, 0.0) for f in schema.of_type("numeric")
+        }  # count, mean, sum of squares about it
+
+    def update(self, columns: Mapping[str, Values] | pd.DataFrame) -> None:
+        """Count more training rows."""
+        for name in self._pending:
+            field = self.schema.field(name)
+            array = _arrow(field, _column(columns, name))
+            self._count(name, pc.list_flatten(array) if field.type == "sequence" else array)
+        for name, moments in self._moments.items():
+            field = self.schema.field(name)
+            numbers = _arrow(field, _column(columns, name))
+            values = _transformed(field, numbers)[np.asarray(pc.is_valid(numbers))]
+            self._moments[name] = _merged(moments, values)
+
+    def finish(self) -> Encoder:
+        """Raises NarrowcastError when there were no rows."""
+        tables = {}
+        for name, pending in self._pending.items():
+            tables[name] = _vocabulary(_summed(pending), self.schema.field(name))
+        scales = {name: self._final_scale(self.schema.field(name)) for name in self._moments}
+        return Encoder(self.schema, tables, scales)
+
+    def _count(self, name: str, text: pa.Array) -> None:
+        counted = pc.value_counts(text)
+        pending = self._pending[name]
+        pending.append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
+        if len(pending) > 1 and sum(map(len, pending[1:])) > max(MERGE_ROWS, len(pending[0])):
+            self._pending[name] = [_summed(pending)]
+
+    def _final_scale(self, field: Field) -> tuple[float, float]:
+        count, mean, squares = self._moments[field.name]
+        if field.transform == "none" or count == 0:
+            return 0.0, 1.0
+        std = math.sqrt(squares / count)
+        return mean, std if std > 1e-9 * abs(mean) else 1.0
+
+
+def vocabulary_names(schema: Schema) -> tuple[str, ...]:
+    """Names of the tables: the fields with a vocabulary of their own, categorical ones first, in the schema's order."""
+    fields = (*schema.of_type("categorical"), *schema.of_type("sequence"))
+    return tuple(f.name for f in fields if schema.vocabulary_of(f) == f.name)
+
+
+def layout_of(schema: Schema, table_rows: Mapping[str, int]) -> Layout:
+    """The layout that a schema implies, given its tables' sizes."""
+    categorical, sequences = schema.of_type("categorical"), schema.of_type("sequence")
+    return Layout(
+        categorical=tuple(f.name for f in categorical),
+        numeric=tuple(f.name for f in schema.of_type("numeric")),
+        sequences=tuple(f.name for f in sequences),
+        table_of={f.name: schema.vocabulary_of(f) for f in (*categorical, *sequences)},
+        table_rows={name: table_rows[name] for name in vocabulary_names(schema)},
+    )
+
+
+def _column(columns: Mapping[str, Values] | pd.DataFrame, name: str) -> Values:
+    if name not in columns:
+        raise NarrowcastError(f"input '{name}' is missing: give one value a row")
+    return columns[name]
+
+
+def _arrow(field: Field, values: Values) -> pa.Array:
+    """The values as Arrow text, numbers, or lists of text, as the field's type says."""
+    try:
+        if isinstance(values, pa.Array | pa.ChunkedArray):
+            array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        elif isinstance(values, pd.Series):
+            array = pa.array(values.to_numpy(), from_pandas=field.type != "numeric")
+        else:
+            array = pa.array(values, from_pandas=field.type != "numeric")
+        if field.type == "categorical":
+            return to_text(array)
+        if field.type == "sequence":
+            return to_lists(array)
+        array = plain(array)
+        if pa.types.is_string(array.type) or pa.types.is_nested(array.type) or pa.types.is_temporal(array.type):
+            raise pa.ArrowInvalid(f"{array.type} values are not numbers")
+        return array.cast(pa.float64(), safe=False)
+    except (pa.ArrowException, OverflowError) as error:
+        wanted = {"categorical": "text", "numeric": "numbers", "sequence": "lists of text"}[field.type]
+        raise NarrowcastError(f"input '{field.name}' must be {wanted}: {' '.join(str(error).split())[:120]}") from None
+
+
+def _transformed(field: Field, numbers: pa.Array) -> NDArray[np.float64]:
+    """float64, null and allowed NaN as 0, on the scale that the mean and deviation are taken on."""
+    values = np.array(pc.fill_null(numbers, 0.0))
+    if not np.isfinite(values).all():
+        raise NarrowcastError(
+            f"input '{field.name}' holds NaN or infinity: give a number, or null where it is not known"
+        )
+    return np.sign(values) * np.log1p(np.abs(values)) if field.transform == "log" else values
+
+
+def _merged(moments: tuple[int, float, float], values: NDArray[np.float64]) -> tuple[int, float, float]:
+    """Count, mean and squared deviations of two sets (Chan, Golub and LeVeque 1979, equation 2.1)."""
+    if not len(values):
+        return moments
+    count, mean, squares = moments
+    other = float(values.mean())
+    total = count + len(values)
+    apart = other - mean
+    squares += float(((values - other) ** 2).sum()) + apart * apart * count * len(values) / total
+    return total, mean + apart * len(values) / total, squares
+
+
+def _summed(counts: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(counts).group_by("value").aggregate([("count", "sum")]).rename_columns(["value", "count"])
+
+
+def _vocabulary(counts: pa.Table, field: Field) -> pa.Table:
+    """Row 0 with the rows under the threshold, then values by descending count, ties by text, missing first."""
+    value, count = counts.column("value"), counts.column("count")
+    kept = pc.greater_equal(count, field.min_count)
+    if not field.nullable:
+        kept = pc.and_(kept, pc.is_valid(value))
+    known = counts.filter(kept)
+    keys = pa.table({"count": known.column("count"), "value": pc.fill_null(known.column("value"), "")})
+    order = pc.sort_indices(keys, sort_keys=[("count", "descending"), ("value", "ascending")])
+    under = (pc.sum(count).as_py() or 0) - (pc.sum(known.column("count")).as_py() or 0)
+    first = pa.table({"value": pa.array([None], pa.string()), "count": pa.array([under], pa.int64())})
+    return pa.concat_tables([first, known.take(order)]).combine_chunks()
