@@ -4,16 +4,19 @@ Shape letters: B rows, F categorical fields, S sequence fields, T = F + S tokens
 R kept rows, k inner width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrowcast.components.data.encoded import Layout
 from narrowcast.components.train.plan import Plan, TablePlan
+from narrowcast.errors import NarrowcastError
 
 INIT_STD = 0.01
+PREFIX = "table_"
+"""Keeps a field named `type` or `items` from clashing with an attribute of torch's ModuleDict."""
 
 
 class EmbeddingTable(nn.Module):
@@ -23,6 +26,9 @@ class EmbeddingTable(nn.Module):
     the same values where both keep them. MLET (arXiv 2309.15881, section 3): with an inner width k, E = W2 W1, W2 drawn
     as the plain table, W1 ~ N(0, 1/k) so that the product has the plain table's variance (our choice).
     """
+
+    mask_ND: Tensor  # noqa: N815
+    starts: Tensor
 
     def __init__(self, plan: TablePlan, width: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -48,7 +54,7 @@ class EmbeddingTable(nn.Module):
     def rows(self, ids: Tensor) -> Tensor:
         """The folded and masked rows of `ids` (any shape, int64, all >= 0), before the projection."""
         ids = torch.where(ids < self.plan.kept_rows, ids, 0)
-        rows = F.embedding(ids, self.weight_Rk)
+        rows = nn.functional.embedding(ids, self.weight_Rk)
         if self.core_kD is not None:
             rows = rows @ self.core_kD
         if self.masked:
@@ -72,17 +78,33 @@ class EmbeddingLayer(nn.Module):
         super().__init__()
         self.layout = layout
         self.plan = plan
-        self.tables = nn.ModuleDict()
-        for i, name in enumerate(layout.table_rows):
+        self.named_tables = nn.ModuleDict()
+        for i, (name, rows) in enumerate(layout.table_rows.items()):
+            table_plan = plan.table(name)
+            if table_plan.rows != rows:
+                raise NarrowcastError(
+                    f"the plan's table '{name}' is for {table_plan.rows} rows, the data has {rows}: "
+                    "search again on this data"
+                )
             generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
-            self.tables[name] = EmbeddingTable(plan.table(name), plan.width, generator)
+            self.named_tables[PREFIX + name] = EmbeddingTable(table_plan, plan.width, generator)
+
+    @property
+    def tables(self) -> dict[str, EmbeddingTable]:
+        """Every table by its name, in the layout's order."""
+        return {key.removeprefix(PREFIX): cast(EmbeddingTable, table) for key, table in self.named_tables.items()}
 
     def forward(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
         return tokens(self.layout, self.tables, ids_BF, sequences)
 
 
-def tokens(layout: Layout, tables: nn.ModuleDict, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
-    """Look every field up in its table; B x T x D. Shared by trained and packed tables, so both compute alike."""
+def tokens(
+    layout: Layout, tables: Mapping[str, Callable[[Tensor], Tensor]], ids_BF: Tensor, sequences: Mapping[str, Tensor]
+) -> Tensor:
+    """Look every field up in its table; B x T x D. Shared by trained and packed tables, so both compute alike.
+
+    A table maps ids (any shape, int64, all >= 0) to one vector of D values each.
+    """
     columns_BF = ids_BF.long()
     found = [tables[layout.table_of[name]](columns_BF[:, i]) for i, name in enumerate(layout.categorical)]
     for name in layout.sequences:

@@ -1,0 +1,76 @@
+"""How far a training has come, and how it is saved and resumed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from narrowcast.records import read_json, write_json
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """A model and its optimiser after `epoch` epochs, the learning curves, and the values of the best epoch.
+
+    `curves` has one entry an epoch: `epoch` (from 1), `train_logloss`, `validation_auc`, `validation_logloss`.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    curves: list[dict[str, float]] = field(default_factory=list)
+    best_values: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        return len(self.curves)
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The curves' entry with the highest validation AUC, the earliest of equals."""
+        return max(self.curves, key=lambda entry: entry["validation_auc"])
+
+    @property
+    def best_epoch(self) -> int:
+        return int(self.best["epoch"])
+
+    @property
+    def epochs_since_best(self) -> int:
+        return self.epoch - self.best_epoch if self.curves else 0
+
+    def end_epoch(self, **figures: float) -> None:
+        self.curves.append({"epoch": self.epoch + 1, **figures})
+        if self.best_epoch == self.epoch:
+            self.best_values = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def restore_best(self) -> None:
+        self.model.load_state_dict(self.best_values)
+
+    def save(self, directory: Path) -> None:
+        """Write everything that going on needs: `state.safetensors` and `curves.json`."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best_values.items()}
+        for number, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value for name, value in values.items()}
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            directory / "state.safetensors",
+        )
+        write_json(directory / "curves.json", self.curves)
+
+    def load(self, directory: Path) -> None:
+        """Take on what `save` wrote, from the same kind of model and optimiser."""
+        tensors = load_file(directory / "state.safetensors")
+        self.curves = read_json(directory / "curves.json")
+        self.model.load_state_dict(_under("model.", tensors))
+        self.best_values = _under("best.", tensors)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimiser.", tensors).items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
