@@ -121,7 +121,7 @@ class _SplitWriter:
 
 
 class _Groups:
-    """Users numbered for per-user AUC: their vocabulary row, or a number beyond it where training does not know them."""
+    """Users numbered for per-user AUC: their vocabulary row, or a number of their own beyond it."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.user = encoder.schema.user

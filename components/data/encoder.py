@@ -3,11 +3,10 @@
 Shape letters: B rows, F categorical fields, N numeric fields, L sequence length.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from narrowcast.components.data.schema import HISTORY, SPLIT, Field, Schema
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import read_json, write_json
 
-Values = Sequence | pd.Series | pa.Array
+Values: TypeAlias = Sequence | pd.Series | pa.Array
 MERGE_ROWS = 1 << 22
 """Pending counts of one vocabulary that are merged at a time, which bounds the memory of fitting."""
 

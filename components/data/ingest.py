@@ -1,7 +1,7 @@
 """Raw files to typed tables: one row an event, one row a user, one row an item."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from narrowcast.components.data.schema import HISTORY, LABEL, ROW_ID, TIMESTAMP,
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import StepRecord, writing_directory
 
+OWNED: tuple[tuple[Table, Owner], ...] = (("users", "user"), ("items", "item"))
 LISTS = pa.list_(pa.string())
 ARROW_TYPES = {"categorical": pa.string(), "numeric": pa.float64(), "sequence": LISTS}
 
@@ -21,14 +22,15 @@ ARROW_TYPES = {"categorical": pa.string(), "numeric": pa.float64(), "sequence": 
 def ingest(raw: str | Path, schema: Schema, target: str | Path) -> None:
     """Write `events.parquet`, and `users`, `items` and `histories` where the schema has them, to `target`.
 
-    Types are settled here; values are not judged, that is validation's part. Raises NarrowcastError for a file or column
-    that is absent or broken, and for values that cannot be of their column's type, with their number and the first one.
+    Types are settled here; values are not judged, that is validation's part. Raises NarrowcastError for a file or
+    column that is absent or broken, and for values that cannot be of their column's type, with their number and the
+    first of them.
     """
     raw = Path(raw)
     with writing_directory(target) as folder:
         rows = {"events": _write_events(raw, schema, folder)}
-        for table, owner in (("users", "user"), ("items", "item")):
-            if table in schema.sources and _key(schema, owner):
+        for table, owner in OWNED:
+            if table in schema.sources:
                 rows[table] = _write_entities(raw, schema, folder, table, owner)
         if schema.history and schema.history.initial_column:
             rows["histories"] = _write_histories(raw, schema, folder, schema.history.initial_column)
@@ -37,30 +39,25 @@ def ingest(raw: str | Path, schema: Schema, target: str | Path) -> None:
         StepRecord(step="ingest", rows_in=rows["events"], rows_out=rows["events"], details={"rows": rows}).save(folder)
 
 
-@dataclass(kw_only=True, slots=True)
 class _Faults:
     """Values of one raw file that could not be typed, counted to its end so that one sentence can say how many."""
 
-    path: Path
-    found: dict[str, tuple[int, str, int, str]] = field(
-        default_factory=dict
-    )  # column: count, first value, its row, why
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
 
     def note(self, column: str, values: pa.Array, bad: pa.Array, first_row: int, why: str) -> None:
-        count = pc.sum(bad).as_py() or 0
-        if not count:
-            return
-        if column in self.found:
-            before, *first = self.found[column]
-            self.found[column] = (before + count, *first)  # type: ignore[assignment]
-        else:
-            at = pc.index(bad, True).as_py()
-            self.found[column] = (count, str(values[at].as_py())[:60], first_row + at + 1, why)
+        at = pc.index(bad, True).as_py()
+        if at >= 0:
+            self.count[column] += pc.sum(bad).as_py()
+            self.first.setdefault(column, f"{why}; the first is '{str(values[at])[:60]}' in row {first_row + at + 1}")
 
     def check(self) -> None:
-        for column, (count, value, row, why) in self.found.items():
+        for column, sentence in self.first.items():
+            count = self.count[column]
             values = "1 value is" if count == 1 else f"{count} values are"
-            raise NarrowcastError(f"{self.path}, column '{column}': {values} {why}, the first '{value}' in row {row}")
+            raise NarrowcastError(f"{self.path}, column '{column}': {values} {sentence}")
 
 
 class _Reader:
@@ -69,7 +66,7 @@ class _Reader:
     def __init__(self, raw: Path, source: Source, columns: Iterable[str]) -> None:
         self.path = raw / source.path
         self.batches = read_batches(raw, source, list(dict.fromkeys(columns)))
-        self.faults = _Faults(path=self.path)
+        self.faults = _Faults(self.path)
         self.rows = 0
         self.batch: pa.RecordBatch = None
 
@@ -117,7 +114,7 @@ class _Reader:
             ) from None
 
 
-class _NotBinary(Exception):
+class _NotBinaryError(Exception):
     """A label beyond 0 and 1 has turned up."""
 
 
@@ -125,17 +122,17 @@ def _write_events(raw: Path, schema: Schema, folder: Path) -> int:
     """Returns the rows. The label is int64 where it is not 0 or 1 throughout, which is known only at such a value."""
     try:
         return _stream_events(raw, schema, folder, pa.uint8())
-    except _NotBinary:
+    except _NotBinaryError:
         return _stream_events(raw, schema, folder, pa.int64())
 
 
 def _stream_events(raw: Path, schema: Schema, folder: Path, label_type: pa.DataType) -> int:
     key_names = [key for key in (schema.user, schema.item) if key]
     fields = [f for f in schema.fields if f.owner == "context" or f.name in key_names]
-    extra = [column for column in schema.checks.row_key or () if column not in {f.name for f in fields}]
+    own = {f.name for f in fields} | {LABEL, TIMESTAMP}
+    extra = [column for column in dict.fromkeys(schema.checks.row_key or ()) if column not in own]
     derived: dict[Table, _FirstSeen] = {}
-    owners: tuple[tuple[Table, Owner], ...] = (("users", "user"), ("items", "item"))
-    for table, owner in owners:
+    for table, owner in OWNED:
         if _key(schema, owner) and table not in schema.sources:
             derived[table] = _FirstSeen(_entity_fields(schema, owner), _key(schema, owner) or "")
     columns = [f.raw_column for f in (*fields, *(f for first in derived.values() for f in first.fields))]
@@ -169,7 +166,7 @@ def _label(reader: _Reader, schema: Schema, label_type: pa.DataType) -> pa.Array
     reader.faults.note(column, reader.batch.column(column), pc.fill_null(pc.invert(whole), False), reader.rows, why)
     numbers = pc.if_else(whole, numbers, None)
     if label_type == pa.uint8() and pc.any(pc.and_(pc.not_equal(numbers, 0), pc.not_equal(numbers, 1))).as_py():
-        raise _NotBinary
+        raise _NotBinaryError
     return numbers.cast(label_type)
 
 

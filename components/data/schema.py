@@ -5,6 +5,7 @@ Nobody writes a field's name a second time: whatever needs the fields asks the s
 
 import dataclasses
 import hashlib
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ LABEL = "label"
 TIMESTAMP = "event_timestamp"
 SPLIT = "split"
 HISTORY = "history"
+RESERVED = (ROW_ID, LABEL, TIMESTAMP, SPLIT, HISTORY, "user_as_of", "item_as_of", "reason")
+"""Columns that the tables and the frame have of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +82,10 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timestamp:
+    """`unit` says how the column tells time: a count since 1970, ISO 8601 text, or Avazu's hours such as 14091123."""
+
     column: str
-    unit: Literal["s", "ms", "us", "iso"] = "s"
+    unit: Literal["s", "ms", "us", "iso", "YYMMDDHH"] = "s"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,11 +247,18 @@ def schema_text(name_or_path: str | Path) -> str:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise NarrowcastError(f"schema file {path} does not exist: draft one with `narrowcast data describe FILE`")
-        return path.read_text()
+        return _read(path)
     shipped_path = shipped / f"{path}.yaml"
     if not shipped_path.is_file():
         raise NarrowcastError(f"no schema named '{path}': {nearest(str(path), shipped_names())}, or give a .yaml file")
-    return shipped_path.read_text()
+    return _read(shipped_path)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise NarrowcastError(f"schema file {path} is not UTF-8 text: save it as such") from None
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -256,16 +268,38 @@ def shipped_names() -> tuple[str, ...]:
 def _check(schema: Schema) -> None:
     where = f"schema '{schema.name}'"
     names = [f.name for f in schema.fields]
+    if not _is_identifier(schema.name):
+        raise NarrowcastError(f"{where}: its name must be a plain identifier (letters, digits, underscores)")
+    if not names:
+        raise NarrowcastError(f"{where} has no fields: name at least one model input")
+    lower = [name.lower() for name in names]  # SQL and some file systems do not tell upper from lower case
+    reserved = {*RESERVED, *(f.name for f in schema.statistics_fields)}
     for name in names:
-        if names.count(name) > 1:
-            raise NarrowcastError(f"{where} names field '{name}' twice: rename or remove one")
-        if not name.isidentifier():
-            raise NarrowcastError(f"{where}: field name '{name}' is not a plain identifier; use `column:` for the raw name")
-    reserved = {ROW_ID, LABEL, TIMESTAMP, SPLIT, HISTORY} | {f.name for f in schema.statistics_fields}
-    for name in sorted(reserved.intersection(names)):
-        raise NarrowcastError(f"{where}: the field name '{name}' is reserved; rename it and give the raw name as `column:`")
+        if lower.count(name.lower()) > 1:
+            raise NarrowcastError(f"{where} names field '{name}' twice (case does not count): rename or remove one")
+        if not _is_identifier(name):
+            raise NarrowcastError(
+                f"{where}: field name '{name}' is not a plain identifier; use `column:` for the raw name"
+            )
+        if name.lower() in reserved:
+            raise NarrowcastError(
+                f"{where}: the field name '{name}' is reserved; rename it and give the raw name as `column:`"
+            )
     if "events" not in schema.sources:
         raise NarrowcastError(f"{where} has no source 'events': name the file that holds one row a click or impression")
+    for table, source in schema.sources.items():
+        if Path(source.path).is_absolute() or ".." in Path(source.path).parts:
+            raise NarrowcastError(
+                f"{where}: the path '{source.path}' of source '{table}' must lie in the raw data directory"
+            )
+    for table, used in (
+        ("users", schema.user),
+        ("items", schema.item),
+        ("histories", schema.history and schema.history.initial_column),
+    ):
+        if table in schema.sources and not used:
+            need = "history.initial_column" if table == "histories" else f"a {table[:-1]} key"
+            raise NarrowcastError(f"{where} has a source '{table}' but no {need}: name it or remove the source")
     for role, key in (("user", schema.user), ("item", schema.item)):
         if key is None:
             continue
@@ -277,21 +311,67 @@ def _check(schema: Schema) -> None:
     for f in schema.fields:
         if f.raw_column in schema.leakage or f.name in schema.leakage:
             raise NarrowcastError(
-                f"{where}: field '{f.name}' reads '{f.raw_column}', which the schema lists as leakage (known only after "
-                "the event): remove it from `fields` or from `leakage`"
+                f"{where}: field '{f.name}' reads '{f.raw_column}', which the schema lists as leakage (known only "
+                "after the event): remove it from `fields` or from `leakage`"
             )
         if f.raw_column == schema.label.column:
-            raise NarrowcastError(f"{where}: field '{f.name}' reads the label column '{f.raw_column}': remove it from `fields`")
+            raise NarrowcastError(
+                f"{where}: field '{f.name}' reads the label column '{f.raw_column}': remove it from `fields`"
+            )
         if f.owner != "context" and getattr(schema, f.owner) is None:
-            raise NarrowcastError(f"{where}: field '{f.name}' belongs to the {f.owner}, but the schema names no {f.owner} key")
+            raise NarrowcastError(
+                f"{where}: field '{f.name}' belongs to the {f.owner}, but the schema names no {f.owner} key"
+            )
         if f.min_count < 1 or f.max_length < 1:
             raise NarrowcastError(f"{where}: field '{f.name}' needs min_count and max_length of at least 1")
+        _check_options(where, f)
+    _check_row_key(where, schema)
+    if schema.history and schema.history.max_length < 1:
+        raise NarrowcastError(f"{where}: history.max_length must be at least 1")
     if schema.history and not (schema.user and schema.item and schema.timestamp):
         raise NarrowcastError(f"{where}: a history needs `user`, `item` and `timestamp`: name them or remove `history`")
     if schema.history and schema.history.initial_column and "histories" not in schema.sources:
         raise NarrowcastError(f"{where}: history.initial_column needs a source 'histories'")
     if not 0 < schema.split.validation + schema.split.test < 1 or min(schema.split.validation, schema.split.test) <= 0:
         raise NarrowcastError(f"{where}: split shares must be positive and add up to less than 1")
+    low, high = schema.checks.label_rate
+    if not 0 <= low <= high <= 1 or not 0 <= schema.checks.max_quarantined <= 1:
+        raise NarrowcastError(
+            f"{where}: checks.label_rate (low, high) and checks.max_quarantined are shares from 0 to 1"
+        )
+
+
+def _is_identifier(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None
+
+
+def _check_options(where: str, f: Field) -> None:
+    """An option that a field's type has no use for is a mistake, not a wish."""
+    fitting = {"min": "numeric", "max": "numeric", "separator": "sequence"}
+    for option, type_ in fitting.items():
+        if getattr(f, option) is not None and f.type != type_:
+            raise NarrowcastError(
+                f"{where}: field '{f.name}' is {f.type}, but '{option}' is for {type_} fields: remove it"
+            )
+    if f.values is not None and f.type == "numeric":
+        raise NarrowcastError(f"{where}: field '{f.name}' is numeric, but 'values' lists ids: use min and max")
+    if f.min is not None and f.max is not None and f.min > f.max:
+        raise NarrowcastError(f"{where}: field '{f.name}' has min {f.min:g} above max {f.max:g}: swap them")
+    if f.separator == "":
+        raise NarrowcastError(f"{where}: field '{f.name}' has an empty separator: name the text between two elements")
+
+
+def _check_row_key(where: str, schema: Schema) -> None:
+    """The events hold the key's raw columns beside their own, so a name must mean the same in both."""
+    raw_column = dict.fromkeys(RESERVED) | {f.name: f.raw_column for f in schema.fields}
+    raw_column[LABEL] = schema.label.column
+    raw_column[TIMESTAMP] = schema.timestamp and schema.timestamp.column
+    elsewhere = {f.name for f in schema.fields if f.owner != "context"} - {schema.user, schema.item}
+    for column in schema.checks.row_key or ():
+        if raw_column.get(column, column) != column or column in elsewhere:
+            raise NarrowcastError(
+                f"{where}: checks.row_key names '{column}', which means another column here: leave it out"
+            )
 
 
 def _build(cls: Any, data: dict[str, Any], where: str) -> Any:
@@ -319,9 +399,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, list) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
-            raise NarrowcastError(f"{where} must be a list{'' if arguments[-1] is Ellipsis else f' of {len(arguments)}'}")
+            raise NarrowcastError(
+                f"{where} must be a list{'' if arguments[-1] is Ellipsis else f' of {len(arguments)}'}"
+            )
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            _value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin is dict:
         if not isinstance(value, dict):
             raise NarrowcastError(f"{where} must be a mapping")
@@ -330,7 +414,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         }
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise NarrowcastError(f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}")
+            raise NarrowcastError(
+                f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}"
+            )
         return _build(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -354,5 +440,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _plain(v) for k, v in sorted(value.items())}
     return value
