@@ -1,0 +1,195 @@
+"""Endpoints of this machine: a server process each, its state in a file, replaced only by one that answers."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from narrowcast.components.serve import client, process
+from narrowcast.errors import NarrowcastError, nearest
+from narrowcast.records import StepRecord, digest, read_json, write_json, writing_directory
+
+Location = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """What serves under a name: the content of `<home>/endpoints/<name>.json`."""
+
+    name: str
+    model: str
+    url: str
+    pid: int
+    model_path: str
+    model_md5: str
+    store_path: str
+    started: str
+
+    def answers(self) -> bool:
+        return process.is_running(self.pid) and client.is_ready(self.url, self.model)
+
+    def status(self) -> dict[str, Any]:
+        shown = {key: getattr(self, key) for key in ("model", "url", "pid", "model_md5", "started")}
+        return {"endpoint": self.name, **shown, "alive": self.answers()}
+
+
+def deploy(
+    packed_model: Location,
+    feature_store: Location,
+    evaluation: Location,
+    endpoint: str,
+    home: Location,
+    target: Location,
+) -> None:
+    """Put a model that passed its gates behind the endpoint, or keep what is there, and write `deployment.json`.
+
+    Without an endpoint's name (as when a run is reproduced) nothing is deployed.
+    A model whose server does not answer is no failure of the step: the champion stays and `reason` says why.
+    """
+    verdict = read_json(Path(evaluation) / "evaluation.json")
+    champion = _find(home, endpoint) if endpoint else None
+    serving, deployed = champion, False
+    if not endpoint:
+        reason = "no endpoint was named, so nothing was to be deployed"
+    elif not verdict["passed"]:
+        failed = [gate["sentence"] for gate in verdict["gates"] if not gate["passed"]]
+        reason = f"gates failed: {'; '.join(failed)}"
+    elif champion and champion.model_md5 == digest(packed_model) and champion.answers():
+        reason = f"this model already serves at {champion.url}"
+    else:
+        try:
+            serving, deployed = start(endpoint, home, packed_model=packed_model, feature_store=feature_store), True
+            reason = "every gate passed and the server answered its sample request"
+        except NarrowcastError as error:
+            reason = f"the new server does not answer: {error}"
+    with writing_directory(target) as folder:
+        result = {
+            "endpoint": endpoint,
+            "deployed": deployed,
+            "kept_champion": champion is not None and not deployed,
+            "url": serving.url if serving else None,
+            "model_md5": serving.model_md5 if serving else None,
+            "reason": reason,
+        }
+        write_json(folder / "deployment.json", result)
+        record = StepRecord(step="deploy", rows_in=0, rows_out=0, metrics={"deployed": float(deployed)}, details=result)
+        record.save(folder)
+
+
+def start(
+    endpoint: str, home: Location, *, packed_model: Location | None = None, feature_store: Location | None = None
+) -> Endpoint:
+    """Serve a packed model at the endpoint without asking any gate, or start again what was deployed there last.
+
+    The old server answers until the new one does; then the state file is switched and the old one ends.
+
+    Raises:
+        NarrowcastError: if the new server does not answer; the endpoint is then as it was.
+    """
+    _check_name(endpoint)
+    with _locked(home, endpoint):
+        old = _find(home, endpoint)
+        if packed_model is None or feature_store is None:
+            old = read_endpoint(home, endpoint)
+            if old.answers():
+                return old
+            model, store, md5 = Path(old.model_path), Path(old.store_path), old.model_md5
+        else:
+            md5 = digest(packed_model)
+            folder = _copy(Path(packed_model), Path(feature_store), _folder(home) / endpoint / md5)
+            model, store = folder / "model", folder / "store"
+        log = _folder(home) / endpoint / "server.log"
+        server = process.start(model, store, log, outlive=True)
+        new = Endpoint(
+            name=endpoint,
+            model=server.name,
+            url=server.url,
+            pid=server.pid,
+            model_path=str(model.resolve()),
+            model_md5=md5,
+            store_path=str(store.resolve()),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_json(_state(home, endpoint), asdict(new))
+        if old:
+            process.stop(old.pid)
+        return new
+
+
+def stop(endpoint: str, home: Location) -> dict[str, Any]:
+    """End the endpoint's server, if one runs. What was deployed stays, for `start`. Returns its `status` before."""
+    found = read_endpoint(home, endpoint)
+    with _locked(home, endpoint):
+        before = found.status()
+        process.stop(found.pid)
+    return before
+
+
+def status(home: Location) -> list[dict[str, Any]]:
+    """`endpoint`, `model`, `url`, `pid`, `model_md5`, `started` and `alive` of every endpoint, by name."""
+    return [read_endpoint(home, name).status() for name in _names(home)]
+
+
+def read_endpoint(home: Location, endpoint: str) -> Endpoint:
+    """The endpoint's state. Raises NarrowcastError where nothing was ever deployed under that name."""
+    found = _find(home, endpoint)
+    if found:
+        return found
+    names = _names(home)
+    hint = nearest(endpoint, names) if names else "deploy with `narrowcast run` first"
+    raise NarrowcastError(f"nothing is deployed at endpoint '{endpoint}' under {home}: {hint}")
+
+
+def champion_path(home: Location, endpoint: str) -> str:
+    """Folder of the packed model now deployed, or an empty string: what a run passes as `champion`."""
+    found = _find(home, endpoint)
+    return found.model_path if found and Path(found.model_path).is_dir() else ""
+
+
+def _find(home: Location, endpoint: str) -> Endpoint | None:
+    path = _state(home, endpoint)
+    if not path.is_file():
+        return None
+    try:
+        return Endpoint(**read_json(path))
+    except TypeError:
+        raise NarrowcastError(f"{path} is not an endpoint's state: delete it and deploy again") from None
+
+
+def _names(home: Location) -> list[str]:
+    """Endpoints with a state file; each has a folder of the same name."""
+    return sorted(path.stem for path in _folder(home).glob("*.json") if path.with_suffix("").is_dir())
+
+
+def _folder(home: Location) -> Path:
+    return Path(home) / "endpoints"
+
+
+def _state(home: Location, endpoint: str) -> Path:
+    return _folder(home) / f"{endpoint}.json"
+
+
+def _check_name(endpoint: str) -> None:
+    if not endpoint or not all(letter.isalnum() or letter in "-_" for letter in endpoint):
+        raise NarrowcastError(f"'{endpoint}' cannot name an endpoint: use letters, digits, '-' and '_'")
+
+
+@contextlib.contextmanager
+def _locked(home: Location, endpoint: str) -> Iterator[None]:
+    """One deployment at a time an endpoint; a second waits for the first."""
+    _folder(home).mkdir(parents=True, exist_ok=True)
+    with (_folder(home) / f".{endpoint}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _copy(model: Path, store: Path, target: Path) -> Path:
+    with writing_directory(target) as folder:
+        shutil.copytree(model, folder / "model")
+        shutil.copytree(store, folder / "store")
+    return target

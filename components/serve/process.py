@@ -1,0 +1,114 @@
+"""A server as a process of its own: start, wait until it answers, stop."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from narrowcast.components.serve import client
+from narrowcast.errors import NarrowcastError
+from narrowcast.records import read_json
+
+SERVER = "narrowcast.components.serve.server"
+SECONDS_TO_START = 180.0
+SECONDS_TO_STOP = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """A process that serves `name` at `url`."""
+
+    name: str
+    url: str
+    pid: int
+
+
+def start(model: Path, store: Path, log: Path, *, outlive: bool, seconds: float = SECONDS_TO_START) -> Server:
+    """Start a server on a free port and return once it answered its sample request over HTTP.
+
+    Its output goes to `log`. With `outlive` it is in a session of its own, which no signal to this one reaches.
+
+    Raises:
+        NarrowcastError: with the server's own reason; nothing is left running then.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
+        announce = Path(folder) / "server.json"
+        command = [sys.executable, "-m", SERVER, "--model", str(model.resolve()), "--store", str(store.resolve())]
+        command += ["--port", "0", "--announce", str(announce)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=outlive
+        )
+        try:
+            with Console(stderr=True).status("Starting the server"):
+                _wait_for(announce, process, log, seconds)
+            server = Server(**read_json(announce))
+            sample = read_json(model / "sample_request.json")
+            answer = client.probabilities(client.infer(server.url, server.name, sample["request"]["inputs"]))
+            if len(answer) != len(sample["expected"]):
+                raise NarrowcastError(
+                    f"the server answered {len(answer)} of {len(sample['expected'])} candidates: see {log}"
+                )
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    process.returncode = 0  # the server is meant to outlive this object
+    return server
+
+
+def _wait_for(announce: Path, process: "subprocess.Popen[bytes]", log: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not announce.is_file():
+        if process.poll() is not None:
+            raise NarrowcastError(f"the server ended before it was ready: {_last_words(log)}")
+        if time.monotonic() > deadline:
+            raise NarrowcastError(f"the server was not ready within {seconds:.0f} s: see {log}")
+        time.sleep(0.05)
+
+
+def _last_words(log: Path) -> str:
+    """The sentence that the server printed, or its log's last line."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    sentences = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return sentences[-1] if sentences else f"{lines[-1].strip() if lines else 'it said nothing'} (see {log})"
+
+
+def is_running(pid: int) -> bool:
+    """Whether `pid` is a live process and one of our servers: pids are used again after a reboot."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    return SERVER in _command_line(pid)
+
+
+def stop(pid: int, *, seconds: float = SECONDS_TO_STOP) -> bool:
+    """End a server, running requests answered first; whether there was one. Any other process is left alone."""
+    if not is_running(pid):
+        return False
+    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, seconds)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if not is_running(pid):
+                return True
+            time.sleep(0.02)
+    raise NarrowcastError(f"the server with pid {pid} does not end: end it by hand")
+
+
+def _command_line(pid: int) -> str:
+    """Empty for a process that does not exist or has ended."""
+    if Path("/proc/self").exists():
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            return ""
+    shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout
