@@ -1,0 +1,276 @@
+"""The report: one self-contained page a run, without scripts and without an address outside the file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from narrowcast.components.data.schema import Field, Schema
+from narrowcast.components.report import charts, dag, story, values
+from narrowcast.components.report.charts import Point, Series
+from narrowcast.components.report.run import STEPS, Run
+from narrowcast.components.train.plan import Plan, TablePlan
+from narrowcast.records import write_text
+
+METRICS = {
+    "auc": "AUC",
+    "gauc": "AUC within a user",
+    "logloss": "Logloss",
+    "normalised_entropy": "Normalised entropy",
+    "calibration": "Predicted over observed clicks",
+}
+MODELS = {"full": "Full", "compact": "Compact, as trained", "packed": "Compact, as packed", "champion": "Champion"}
+DRIFT_BARS = 20
+"""The chart shows the fields that drift most; the rest is in the table."""
+
+
+def write_report(
+    artifacts: Mapping[str, str], schema: Schema, *, data_version: str, git_commit: str, target: str | Path
+) -> None:
+    """Write the page of a run to the file `target`.
+
+    `artifacts` gives every step's artifact folder by step name. Files that are missing are named on the page in place
+    of what they would show. Equal inputs give equal bytes. Raises NarrowcastError for a file that cannot be read.
+    """
+    run = Run.read(artifacts)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"v": values}
+    page = environment.get_template("page.html").render(
+        schema=schema,
+        data_version=data_version,
+        git_commit=git_commit,
+        run=run,
+        headline=story.headline(run),
+        lede=story.lede(run),
+        verdict=story.verdict(run),
+        facts=story.facts(run),
+        squares=_squares(run),
+        gates=_gates(run),
+        dag=(dag.wide_dag(run.records), dag.tall_dag(run.records)),
+        accounts=[run.records[step] for step in STEPS if run.records[step]],
+        total_seconds=sum(r.seconds or 0 for r in run.records.values() if r),
+        fields=[_field(field, schema, run) for field in schema.inputs],
+        validations=_validations(run),
+        drift=_drift(run),
+        learning=_learning(run),
+        frontier=_frontier(run),
+        tables=_tables(run.plan),
+        quality=_quality(run),
+        serving=_serving(run),
+        notes=_notes(run),
+        manifest=run.results["compact"],
+    )
+    write_text(target, page)
+
+
+def _squares(run: Run) -> Any:
+    evaluation = run.results["evaluate"]
+    if evaluation is None:
+        return None
+    full, packed = evaluation["bytes"]["full"], evaluation["bytes"]["packed"]
+    if not packed:
+        return None
+    label = f"Two squares to scale: the full tables, {values.byte_size(full)}, and the packed ones, {values.byte_size(packed)}"
+    return charts.squares(full, packed, label=label)
+
+
+def _gates(run: Run) -> list[dict[str, Any]] | None:
+    evaluation = run.results["evaluate"]
+    if evaluation is None:
+        return None
+    return [
+        {**gate, "title": story.GATES.get(gate["name"], gate["name"].replace("_", " ").capitalize())}
+        for gate in evaluation["gates"]
+    ]
+
+
+def _field(field: Field, schema: Schema, run: Run) -> dict[str, Any]:
+    bounds = []
+    if field.values:
+        bounds.append(values.join(list(field.values)))
+    if field.min is not None or field.max is not None:
+        low = "" if field.min is None else f"from {field.min:g}"
+        bounds.append(f"{low} {'' if field.max is None else f'to {field.max:g}'}".strip())
+    if field.type == "sequence":
+        bounds.append(f"up to {field.max_length} ids")
+    if field.min_count > 1:
+        bounds.append(f"ids seen {field.min_count} times or more")
+    if field.nullable:
+        bounds.append("may be missing")
+    table = None if field.type == "numeric" or not run.plan else run.plan.tables.get(schema.vocabulary_of(field))
+    return {
+        "name": field.name,
+        "type": field.type,
+        "owner": field.owner,
+        "bounds": "; ".join(bounds),
+        "rows": table.rows if table else None,
+        "derived": field not in schema.fields,
+    }
+
+
+def _validations(run: Run) -> list[dict[str, Any]]:
+    names = {"validate_raw": "Raw tables", "validate_frame": "Training frame"}
+    return [{"title": title, "result": run.results[step]} for step, title in names.items() if run.results[step]]
+
+
+def _drift(run: Run) -> dict[str, Any] | None:
+    drift = run.results["drift"]
+    if not drift:
+        return None
+    rows = sorted(drift["fields"], key=lambda row: (-row["psi"], row["name"]))
+    limit = max((row["limit"] for row in rows), default=None)
+    unseen = [(row["name"], row["unseen_share"]) for row in rows if row["unseen_share"] is not None]
+    psi = [(row["name"], row["psi"]) for row in rows[:DRIFT_BARS]]
+    figures = [
+        charts.bars(
+            psi,
+            limit,
+            title="population stability index",
+            label=f"Drift by field: {', '.join(f'{name} {values.three_digits(value)}' for name, value in psi)}",
+        )
+    ]
+    if unseen:
+        unseen = sorted(unseen, key=lambda pair: -pair[1])[:DRIFT_BARS]
+        figures.append(
+            charts.bars(
+                unseen,
+                next(row["unseen_limit"] for row in rows if row["unseen_share"] is not None),
+                title="later rows with an unseen id",
+                share=True,
+                label=f"Share of later rows with unseen ids: {', '.join(f'{n} {values.percent(s)}' for n, s in unseen)}",
+            )
+        )
+    return {"figures": figures, "rows": rows, "sentence": story.drift({r["name"]: r["psi"] for r in rows}, limit)}
+
+
+def _learning(run: Run) -> dict[str, Any] | None:
+    curves = {
+        name: run.results[key] for name, key in (("full", "train"), ("compact", "retrain")) if (run.results[key] or {}).get("curves")
+    }
+    if not curves:
+        return None
+
+    def drawn(measure: str, title: str) -> Any:
+        series = [
+            Series(
+                name=name,
+                kind=name,
+                points=[(row["epoch"], row[measure]) for row in metrics["curves"]],
+                best=metrics["best_epoch"],
+            )
+            for name, metrics in curves.items()
+        ]
+        told = "; ".join(f"{s.name} from {values.four_decimals(s.points[0][1])} to {values.four_decimals(s.points[-1][1])}" for s in series)
+        return charts.curves(series, title=title, label=f"{title} by epoch: {told}")
+
+    figures = [
+        drawn("validation_auc", "AUC on validation"),
+        drawn("train_logloss", "logloss on training rows"),
+        drawn("validation_logloss", "logloss on validation"),
+    ]
+    return {"figures": figures, "sentence": story.learning(run)}
+
+
+def _frontier(run: Run) -> dict[str, Any] | None:
+    search = run.results["search"]
+    points = []
+    for name, key in (("full", "train"), ("compact", "retrain")):
+        metrics = run.results[key]
+        if metrics:
+            points.append(Point(name=name, kind=name, stored_bytes=metrics["stored_bytes"], auc=metrics["validation"]["auc"]))
+    for kind, key in (("trial", "trials"), ("reference", "references")):
+        for row in (search or {}).get(key, ()):
+            points.append(Point(name=row["name"], kind=kind, stored_bytes=row["bytes"], auc=row["validation_auc"]))
+    if not search or not points:
+        return None
+    budget = search["budget_bytes"]
+    label = "Validation AUC by stored bytes: " + "; ".join(
+        f"{p.name} {values.byte_size(p.stored_bytes)} {values.four_decimals(p.auc)}" for p in points
+    )
+    return {"figure": charts.frontier(points, budget, label=label), "rows": points, "sentence": story.frontier(points, budget)}
+
+
+def _tables(plan: Plan | None) -> dict[str, Any] | None:
+    if plan is None:
+        return None
+    rows = [_table(name, table, plan.width) for name, table in plan.tables.items()]
+    return {"rows": rows, "plan": plan, "sentence": story.tables(plan)}
+
+
+def _table(name: str, table: TablePlan, width: int) -> dict[str, Any]:
+    kept = sum(block.stop - block.start for block in table.blocks if block.columns)
+    widths = sorted({block.width for block in table.blocks if block.columns})
+    bits = sorted({block.bits for block in table.blocks if block.columns})
+    full, stored = 4 * table.rows * width, table.stored_bytes(width)
+    shape = "nothing" if not widths else f"{widths[0]} to {widths[-1]}" if len(widths) > 1 else str(widths[0])
+    return {
+        "name": name,
+        "rows": table.rows,
+        "kept_rows": kept,
+        "widths": shape,
+        "projection": table.projection,
+        "bits": values.join([str(b) for b in bits]) or values.NONE,
+        "full_bytes": full,
+        "stored_bytes": stored,
+        "share": stored / full,
+        "box": charts.table_box(
+            table,
+            width,
+            label=f"{name}: {kept:,} of {table.rows:,} rows kept, {shape} of {width} columns, {values.percent(stored / full)} of the bytes",
+        ),
+    }
+
+
+def _quality(run: Run) -> dict[str, Any] | None:
+    evaluation = run.results["evaluate"]
+    if evaluation is None:
+        return None
+    models = [name for name in MODELS if evaluation["metrics"].get(name)]
+    rows = [
+        (title, [evaluation["metrics"][model].get(key) for model in models]) for key, title in METRICS.items()
+    ]
+    curve = [(row["predicted"], row["observed"], row["rows"]) for row in evaluation["calibration_curve"]]
+    told = "; ".join(f"{values.three_digits(p)} predicted, {values.three_digits(o)} observed" for p, o, _ in curve)
+    return {
+        "models": [MODELS[name] for name in models],
+        "rows": rows,
+        "figure": charts.calibration(curve, label=f"Calibration of the packed model: {told}") if curve else None,
+        "sentence": story.calibration(run.test_metric("packed", "calibration")),
+    }
+
+
+def _serving(run: Run) -> dict[str, Any] | None:
+    evaluation = run.results["evaluate"]
+    if evaluation is None:
+        return None
+    times = evaluation["latency_ms"]
+    marks = [(name, value) for name, value in times.items() if name[:1] == "p" and name[1:].isdigit() and value is not None]
+    limit = next((gate["limit"] for gate in evaluation["gates"] if gate["name"] == "latency"), None)
+    told = ", ".join(f"{name} {values.milliseconds(value)}" for name, value in marks)
+    return {
+        "figure": charts.latency(marks, limit, label=f"Response times: {told}") if marks else None,
+        "others": {name: value for name, value in times.items() if (name, value) not in marks},
+    }
+
+
+def _notes(run: Run) -> list[dict[str, Any]]:
+    """The flat values that the steps noted, plan parameters included."""
+    found = []
+    for step in STEPS:
+        record = run.records[step]
+        if record is None:
+            continue
+        flat = {**record.details, **record.metrics}
+        if step == "search" and run.plan:
+            flat = {**run.plan.parameters, "method": run.plan.method, **flat}
+        entries = {key.replace("_", " "): values.plain(value) for key, value in flat.items() if isinstance(value, str | int | float)}
+        if entries:
+            found.append({"step": step, "entries": entries})
+    return found
