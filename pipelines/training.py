@@ -1,5 +1,7 @@
 """The training DAG: raw data version to deployed compact model and report."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from narrowcast.components.compact.component import compact
@@ -11,6 +13,27 @@ from narrowcast.components.search.component import search
 from narrowcast.components.serve.component import deploy
 from narrowcast.components.train.component import retrain, train
 from narrowcast.components.validate.component import validate_frame, validate_raw
+
+
+class Artifacts(NamedTuple):
+    """What a run leaves behind, in the order of the DAG."""
+
+    raw: dsl.Dataset
+    dataset: dsl.Dataset
+    valid_dataset: dsl.Dataset
+    raw_docs: dsl.Artifact
+    frame: dsl.Dataset
+    feature_store: dsl.Artifact
+    valid_frame: dsl.Dataset
+    frame_docs: dsl.Artifact
+    encoded: dsl.Dataset
+    full_model: dsl.Model
+    plan: dsl.Artifact
+    compact_model: dsl.Model
+    packed_model: dsl.Model
+    evaluation: dsl.Artifact
+    deployment: dsl.Artifact
+    page: dsl.HTML
 
 
 @dsl.pipeline(name="narrowcast-training", description="Raw clicks to a compact model that serves")
@@ -36,7 +59,7 @@ def training(
     num_trials: int = 2,
     max_auc_loss: float = 0.005,
     max_latency_ms: float = 200.0,
-):  # type: ignore[no-untyped-def]
+) -> Artifacts:
     """See `docs/architecture.md`; every default here is also in `params.yaml`, which a run reads."""
     fetched = checkout(data_version=data_version, data_remote=data_remote)
     ingested = ingest(raw=fetched.outputs["raw"], schema=schema)
@@ -105,7 +128,7 @@ def training(
         endpoint=endpoint,
         home=home,
     ).set_caching_options(False)
-    report(
+    reported = report(
         raw=fetched.outputs["raw"],
         dataset=ingested.outputs["dataset"],
         valid_dataset=valid.outputs["valid_dataset"],
@@ -121,4 +144,22 @@ def training(
         schema=schema,
         data_version=data_version,
         git_commit=git_commit,
+    )
+    return Artifacts(
+        raw=fetched.outputs["raw"],
+        dataset=ingested.outputs["dataset"],
+        valid_dataset=valid.outputs["valid_dataset"],
+        raw_docs=valid.outputs["raw_docs"],
+        frame=featured.outputs["frame"],
+        feature_store=featured.outputs["feature_store"],
+        valid_frame=valid_rows.outputs["valid_frame"],
+        frame_docs=valid_rows.outputs["frame_docs"],
+        encoded=shards.outputs["encoded"],
+        full_model=full.outputs["full_model"],
+        plan=searched.outputs["plan"],
+        compact_model=retrained.outputs["compact_model"],
+        packed_model=packed.outputs["packed_model"],
+        evaluation=judged.outputs["evaluation"],
+        deployment=deployed.outputs["deployment"],
+        page=reported.outputs["page"],
     )

@@ -1,0 +1,108 @@
+"""The parameters of a run: `params.yaml`, what the command line changes in it, and what a run finds out by itself."""
+
+import inspect
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from narrowcast.errors import NarrowcastError, nearest
+
+FOUND = ("git_commit", "home", "champion")
+"""Pipeline inputs that a run finds out by itself and params.yaml may not set."""
+
+
+def signature() -> dict[str, inspect.Parameter]:
+    """The pipeline's inputs by name."""
+    from narrowcast.pipelines.training import training
+
+    return dict(inspect.signature(training.pipeline_func).parameters)
+
+
+def load(path: Path, changes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """params.yaml with `changes` (text values, as `--set` gives them) applied, checked against the pipeline's inputs.
+
+    Raises NarrowcastError naming an unknown parameter and the nearest valid one, or a value of the wrong type.
+    """
+    if not path.is_file():
+        raise NarrowcastError(
+            f"parameter file {path} does not exist: run in the project's folder or give --params FILE"
+        )
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise NarrowcastError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise NarrowcastError(f"{path} must be a mapping of parameter names to values")
+    values = {**values, **{name: yaml.safe_load(text) if text else "" for name, text in (changes or {}).items()}}
+    known = {name: p for name, p in signature().items() if name not in FOUND}
+    for name in values:
+        if name not in known:
+            raise NarrowcastError(f"{path}: unknown parameter '{name}'; {nearest(str(name), known)}")
+    checked = {name: _typed(name, value, known[name].annotation, path) for name, value in values.items()}
+    defaults = {n: p.default for n, p in known.items() if p.default is not inspect.Parameter.empty}
+    missing = [n for n in known if n not in defaults and n not in checked and n != "data_remote"]
+    if missing:
+        raise NarrowcastError(f"{path}: parameter '{missing[0]}' is missing; add `{missing[0]}: ...`")
+    return {**defaults, **checked}
+
+
+def _typed(name: str, value: Any, kind: type, where: Path) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise NarrowcastError(f"{where}: parameter '{name}' must be {kind.__name__}, not '{value}'")
+    return value
+
+
+def complete(values: Mapping[str, Any], *, home: Path, root: Path, champion: str = "") -> dict[str, Any]:
+    """The pipeline's arguments: the schema's path becomes its text, the remote's name its address.
+
+    `root` is the checkout, `home` the folder that holds runs, caches and endpoints.
+    """
+    from narrowcast.components.data.schema import Schema, schema_text
+
+    given = str(values["schema"])
+    path = root / given
+    text = schema_text(path if path.suffix in {".yaml", ".yml"} else given)
+    Schema.from_text(text, where=given)
+    return {
+        **values,
+        "schema": text,
+        "data_remote": remote_address(str(values.get("data_remote", "")), root),
+        "git_commit": git_commit(root),
+        "home": str(home.resolve()),
+        "champion": champion,
+    }
+
+
+def remote_address(given: str, root: Path) -> str:
+    """Address of the DVC remote: the one given (a folder counts from `root`), else the checkout's default."""
+    from narrowcast.components.data.versions import default_remote
+
+    if not given:
+        return default_remote(root)
+    return given if "://" in given else str((root / given).resolve())
+
+
+def git_commit(root: Path) -> str:
+    """The checkout's commit, '+changes' after it when tracked files differ, 'unknown' outside Git."""
+    found = _git(root, "rev-parse", "HEAD")
+    if found is None:
+        return "unknown"
+    return found + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def home_folder(root: Path) -> Path:
+    """Where runs, caches and endpoints live: $NARROWCAST_HOME, or `.narrowcast` in the checkout."""
+    return Path(os.environ.get("NARROWCAST_HOME") or root / ".narrowcast")

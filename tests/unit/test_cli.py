@@ -1,0 +1,62 @@
+"""The verbs are frozen, every one has an example, and a user never sees a traceback."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from narrowcast.pipelines.cli import app
+
+VERBS = {"run", "reproduce", "step", "compile", "methods", "serve", "rank", "doctor", "data"}
+DATA_VERBS = {"list", "get", "describe", "synth", "snapshot", "checkout"}
+
+
+def narrowcast(*arguments, cwd=None):
+    command = [sys.executable, "-m", "narrowcast.pipelines.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_the_verbs_are_frozen():
+    command = get_command(app)
+    assert set(command.commands) == VERBS
+    assert set(command.commands["data"].commands) == DATA_VERBS
+
+
+@pytest.mark.parametrize("verb", [*sorted((v,) for v in VERBS - {"data"}), *sorted(("data", v) for v in DATA_VERBS)])
+def test_help_shows_an_example(verb):
+    result = CliRunner().invoke(app, [*verb, "--help"])
+    assert result.exit_code == 0
+    assert re.search(r"Example:\s+narrowcast " + " ".join(verb), re.sub(r"[│\s]+", " ", result.output))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run"], "params.yaml does not exist"),
+        (["run", "--set", "epochs"], "write it as NAME=VALUE"),
+        (["step", "encod"], "did you mean 'encode'"),
+        (["reproduce", "latest"], "no run in"),
+        (["rank", "--user", "1", "--candidates", "2"], "default"),
+        (["serve"], "--store"),
+        (["compile", "-o", "package.txt"], "ends in .yaml"),
+        (["data", "get", "ml_10k"], "did you mean 'ml_100k'"),
+        (["data", "describe", "nothing.csv"], "nothing.csv"),
+        (["data", "snapshot", "nothing"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_1(arguments, sentence, tmp_path):
+    done = narrowcast(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_says_what_to_mend(tmp_path):
+    done = narrowcast("doctor", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "dvc init" in done.stderr
