@@ -1,0 +1,249 @@
+"""PEP: thresholds learnt with the embeddings decide which columns, or which rows, are worth their bytes.
+
+arXiv 2101.07577, section 3: the model computes with V' = sign(V) ReLU(|V| - sigmoid(s)) and learns s by gradient descent.
+Ours: the explicit sparsity term and its growing weight, the rules by which a column or row counts as dropped, and
+giving the bytes left over back. Shape letters: R rows, D columns.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from narrowcast.components.search.registry import Method, Problem, register
+from narrowcast.components.train.embedding import EmbeddingTable
+from narrowcast.components.train.fit import TrainConfig, adam, deterministic, shuffled_batches
+from narrowcast.components.train.model import CTRModel, to_tensors
+from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
+from narrowcast.errors import NarrowcastError
+
+CHECK_EVERY = 5
+"""Steps between two looks at what the thresholds leave."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PEPConfig:
+    """Thresholds by table and column, so that whole columns fall away.
+
+    `start`: s before training, just under the logit of the tables' initial scale; far below it sigmoid(s) has no
+    gradient in float32 and pruning never begins. `threshold_rate`: Adam's step size for s. `sparsity`: weight of the
+    sparsity term, multiplied by `growth` at every step until the budget is reached. `floor`: the share of a column's
+    values (each row counted as often as training meets it) or of a row's values under which it counts as dropped.
+    `max_epochs` bounds the search.
+    """
+
+    start: float = -7.0
+    threshold_rate: float = 0.05
+    sparsity: float = 1e-5
+    growth: float = 1.02
+    floor: float = 0.5
+    max_epochs: int = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PEPRowConfig(PEPConfig):
+    """Thresholds by table and row; as many of the most frequent rows are kept as rows survive."""
+
+
+class PrunedTable(nn.Module):
+    """A table seen through its thresholds; `s_UD` is 1 x D for columns, R x 1 for rows."""
+
+    def __init__(self, table: EmbeddingTable, start: float, *, by_row: bool) -> None:
+        super().__init__()
+        self.table = table
+        num_rows, width = table.weight_Rk.shape
+        self.s_UD = nn.Parameter(torch.full((num_rows, 1) if by_row else (1, width), start))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        s = F.embedding(ids, self.s_UD) if len(self.s_UD) > 1 else self.s_UD[0]
+        return soft_threshold(self.table(ids), s)
+
+    @torch.no_grad()
+    def nonzero(self) -> Tensor:
+        """Which values survive, R x D."""
+        return self.table.weight_Rk.abs() > torch.sigmoid(self.s_UD)
+
+
+def soft_threshold(values: Tensor, s: Tensor) -> Tensor:
+    """sign(V) ReLU(|V| - sigmoid(s)), equation 4."""
+    return torch.sign(values) * F.relu(values.abs() - torch.sigmoid(s))
+
+
+class Supernet:
+    """The model whose tables carry thresholds, and its training."""
+
+    def __init__(self, problem: Problem, config: PEPConfig) -> None:
+        self.problem = problem
+        self.config = config
+        self.training = TrainConfig(
+            backbone=problem.backbone,
+            batch_size=problem.batch_size,
+            learning_rate=problem.learning_rate,
+            seed=problem.seed,
+        )
+        by_row = isinstance(config, PEPRowConfig)
+        plan = full_plan(problem.table_rows, problem.width)
+        self.model = CTRModel(problem.data.layout, plan, self.training.model, problem.seed)
+        self.optimiser = adam(self.model, self.training)
+        self.tables: dict[str, PrunedTable] = {}
+        for name in problem.table_rows:
+            self.tables[name] = PrunedTable(self.model.embedding.tables[name], config.start, by_row=by_row)
+            self.model.embedding.tables[name] = self.tables[name]
+        thresholds = [table.s_UD for table in self.tables.values()]
+        self.optimiser.add_param_group({"params": thresholds, "lr": config.threshold_rate, "weight_decay": 0.0})
+
+    def steps(self) -> Iterator[int]:
+        """Train step by step; yields the number of steps made, up to `max_epochs`."""
+        train = self.problem.data.split("train")
+        sparsity, done = self.config.sparsity, 0
+        for epoch in range(self.config.max_epochs):
+            for batch, label_B, _ in shuffled_batches(train, self.training, epoch):
+                logit_B = self.model(*to_tensors(batch))
+                loss = F.binary_cross_entropy_with_logits(logit_B, torch.tensor(label_B, dtype=logit_B.dtype))
+                self.optimiser.zero_grad()
+                (loss + sparsity * self.sparsity_term()).backward()
+                self.optimiser.step()
+                sparsity *= self.config.growth
+                done += 1
+                yield done
+
+    def sparsity_term(self) -> Tensor:
+        """Mean of -log sigmoid(s) over all values of all tables: what a threshold guards weighs as much as it stores."""
+        num_values = {name: table.table.weight_Rk.numel() for name, table in self.tables.items()}
+        terms = [F.softplus(-table.s_UD).mean() * num_values[name] for name, table in self.tables.items()]
+        return torch.stack(terms).sum() / sum(num_values.values())
+
+
+def search_columns(problem: Problem, config: PEPConfig) -> Plan:
+    """Train until the columns that survive fit the budget.
+
+    A column survives while at least `floor` of its values do. A table that loses all its columns is served as
+    all-zero rows and stores nothing: whether a field is worth any bytes is for the thresholds to say. What the last
+    steps dropped beyond need returns, the column with the largest surviving share first.
+    """
+    weights = {name: torch.from_numpy(_weights(counts)) for name, counts in problem.counts.items()}
+
+    def plan_of(columns: dict[str, list[int]]) -> Plan:
+        tables = {}
+        for name, rows in problem.table_rows.items():
+            kept = tuple(sorted(columns[name]))
+            block = Block(start=0, stop=rows, columns=kept, bits=problem.bits)
+            tables[name] = TablePlan(rows=rows, blocks=(block,), inner_width=problem.inner_width)
+        return Plan(width=problem.width, tables=tables, method="pep", parameters=asdict(config))
+
+    net = Supernet(problem, config)
+    with deterministic():
+        for step in net.steps():
+            if step % CHECK_EVERY:
+                continue
+            shares = {name: (weights[name] @ table.nonzero().double()).tolist() for name, table in net.tables.items()}
+            kept = {name: [d for d, share in enumerate(s) if share >= config.floor] for name, s in shares.items()}
+            if plan_of(kept).stored_bytes() <= problem.budget_bytes:
+                break
+        else:
+            raise _too_slow(problem, config)
+    dropped = [(-share, name, d) for name, s in shares.items() for d, share in enumerate(s) if d not in kept[name]]
+    for _, name, column in sorted(dropped):
+        grown = {**kept, name: [*kept[name], column]}
+        if plan_of(grown).stored_bytes() <= problem.budget_bytes:
+            kept = grown
+    return plan_of(kept)
+
+
+def search_rows(problem: Problem, config: PEPRowConfig) -> Plan:
+    """Train until the rows that survive fit the budget.
+
+    A row survives while at least `floor` of its values do. Rows are ranked by frequency, so a table that n rows survive
+    in keeps its first n: no index is stored, and row 0 always stays. What the last steps dropped beyond need returns,
+    the row with the largest surviving share first.
+    """
+    row_bytes = Block(start=0, stop=1, columns=tuple(range(problem.width)), bits=problem.bits).row_bytes()
+    net = Supernet(problem, config)
+    with deterministic():
+        for step in net.steps():
+            if step % CHECK_EVERY:
+                continue
+            shares = {name: table.nonzero().double().mean(1).numpy() for name, table in net.tables.items()}
+            kept = {name: max(1, int((share >= config.floor).sum())) for name, share in shares.items()}
+            spare = problem.budget_bytes // row_bytes - sum(kept.values())
+            if spare >= 0:
+                break
+        else:
+            raise _too_slow(problem, config)
+    best_dropped = [(-share, name) for name, s in shares.items() for share in np.sort(s)[::-1][kept[name] :]]
+    for _, name in sorted(best_dropped)[:spare]:
+        kept[name] += 1
+    columns = tuple(range(problem.width))
+    tables = {
+        name: TablePlan(
+            rows=rows,
+            blocks=(Block(start=0, stop=kept[name], columns=columns, bits=problem.bits),),
+            inner_width=problem.inner_width,
+        )
+        for name, rows in problem.table_rows.items()
+    }
+    return Plan(width=problem.width, tables=tables, method="pep_row", parameters=asdict(config))
+
+
+def least_bytes_by_column(problem: Problem) -> int:
+    """One column of the smallest table: less is no embedding at all."""
+    return min(Block(start=0, stop=rows, columns=(0,), bits=problem.bits).stored_bytes() for rows in problem.table_rows.values())
+
+
+def least_bytes_by_row(problem: Problem) -> int:
+    """Row 0 of every table."""
+    row = Block(start=0, stop=1, columns=tuple(range(problem.width)), bits=problem.bits)
+    return row.stored_bytes() * len(problem.table_rows)
+
+
+def _weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Shares of the training occurrences by row; equal ones where training met none."""
+    total = counts.sum()
+    return counts / total if total else np.full(len(counts), 1 / len(counts))
+
+
+def _too_slow(problem: Problem, config: PEPConfig) -> NarrowcastError:
+    return NarrowcastError(
+        f"PEP's thresholds did not reach {problem.budget_bytes:,} bytes in {config.max_epochs} epochs: raise the budget or the "
+        "learning rate, or choose method 'mde'"
+    )
+
+
+SPARSITIES = (1e-5, 1e-4, 1e-6, 1e-3)
+"""Trials start the sparsity term's weight from these in turn: patient and hasty pruning drop other columns."""
+
+
+def settings(num_trials: int) -> tuple[PEPConfig, ...]:
+    return tuple(PEPConfig(sparsity=sparsity) for sparsity in SPARSITIES[:num_trials])
+
+
+def row_settings(num_trials: int) -> tuple[PEPRowConfig, ...]:
+    return tuple(PEPRowConfig(sparsity=sparsity) for sparsity in SPARSITIES[:num_trials])
+
+
+register(
+    PEPConfig,
+    Method(
+        name="pep",
+        summary="learnt thresholds by field and dimension; whole columns fall away",
+        source="PEP, arXiv 2101.07577",
+        settings=settings,
+        least_bytes=least_bytes_by_column,
+        search=search_columns,
+    ),
+)
+register(
+    PEPRowConfig,
+    Method(
+        name="pep_row",
+        summary="learnt thresholds by row; the most frequent rows of every table are kept",
+        source="PEP, arXiv 2101.07577",
+        settings=row_settings,
+        least_bytes=least_bytes_by_row,
+        search=search_rows,
+    ),
+)
