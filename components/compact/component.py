@@ -22,9 +22,10 @@ def compact(  # type: ignore[no-untyped-def]
         schema: Text of the schema's YAML.
         packed_model: Manifest, tables, weights, encoder and sample request.
     """
-    from narrowcast.components.compact.pack import pack as work
-    from narrowcast.components.data.schema import Schema
     from narrowcast.step import step
 
     with step("compact"):
+        from narrowcast.components.compact.pack import pack as work
+        from narrowcast.components.data.schema import Schema
+
         work(compact_model.path, encoded.path, valid_frame.path, Schema.from_text(schema), packed_model.path)

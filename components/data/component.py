@@ -14,10 +14,11 @@ def checkout(data_version: str, data_remote: str, raw: dsl.Output[dsl.Dataset]):
         data_remote: Address or folder of the DVC remote.
         raw: The raw files as they were when the snapshot was taken.
     """
-    from narrowcast.components.data.versions import checkout as work
     from narrowcast.step import step
 
     with step("checkout"):
+        from narrowcast.components.data.versions import checkout as work
+
         work(data_version, data_remote, raw.path)
 
 
@@ -30,11 +31,12 @@ def ingest(raw: dsl.Input[dsl.Dataset], schema: str, dataset: dsl.Output[dsl.Dat
         schema: Text of the schema's YAML.
         dataset: events.parquet, and users, items, histories where the schema has them.
     """
-    from narrowcast.components.data.ingest import ingest as work
-    from narrowcast.components.data.schema import Schema
     from narrowcast.step import step
 
     with step("ingest"):
+        from narrowcast.components.data.ingest import ingest as work
+        from narrowcast.components.data.schema import Schema
+
         work(raw.path, Schema.from_text(schema), dataset.path)
 
 
@@ -47,9 +49,10 @@ def encode(frame: dsl.Input[dsl.Dataset], schema: str, encoded: dsl.Output[dsl.D
         schema: Text of the schema's YAML.
         encoded: Arrays by split, the layout, and the encoder with its vocabularies.
     """
-    from narrowcast.components.data.encode import encode as work
-    from narrowcast.components.data.schema import Schema
     from narrowcast.step import step
 
     with step("encode"):
+        from narrowcast.components.data.encode import encode as work
+        from narrowcast.components.data.schema import Schema
+
         work(frame.path, Schema.from_text(schema), encoded.path)

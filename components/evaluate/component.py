@@ -38,10 +38,11 @@ def evaluate(  # type: ignore[no-untyped-def]
         seed: Seed of the bootstrap.
         evaluation: evaluation.json: the gates, each with its figure, its limit and its verdict.
     """
-    from narrowcast.components.evaluate.gates import evaluate as work
     from narrowcast.step import step
 
     with step("evaluate"):
+        from narrowcast.components.evaluate.gates import evaluate as work
+
         work(
             encoded=encoded.path,
             frame=valid_frame.path,

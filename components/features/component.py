@@ -22,9 +22,11 @@ def features(  # type: ignore[no-untyped-def]
         frame: frame.parquet, one row an event with every model input, the label and the split.
         feature_store: Feast repository: registry, sources, online store.
     """
-    from narrowcast.components.data.schema import Schema
-    from narrowcast.components.features.build import build_features as work
     from narrowcast.step import step
 
     with step("features"):
+        from narrowcast.components.features.build import build_features as work
+
+        from narrowcast.components.data.schema import Schema
+
         work(valid_dataset.path, Schema.from_text(schema), seed, frame.path, feature_store.path)

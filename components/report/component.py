@@ -44,11 +44,12 @@ def report(  # type: ignore[no-untyped-def]
         git_commit: Commit of the code.
         page: The report, HTML.
     """
-    from narrowcast.components.data.schema import Schema
-    from narrowcast.components.report.page import write_report as work
     from narrowcast.step import step
 
     with step("report"):
+        from narrowcast.components.data.schema import Schema
+        from narrowcast.components.report.page import write_report as work
+
         artifacts = {
             "checkout": raw.path,
             "ingest": dataset.path,

@@ -38,10 +38,11 @@ def search(  # type: ignore[no-untyped-def]
         num_workers: Trials at a time on Ray; 0 runs them in this process without Ray.
         plan: plan.json and the trials.
     """
-    from narrowcast.components.search.run import SearchConfig, search_plan
     from narrowcast.step import step
 
     with step("search"):
+        from narrowcast.components.search.run import SearchConfig, search_plan
+
         config = SearchConfig(
             backbone=backbone,
             width=width,

@@ -24,8 +24,9 @@ def deploy(  # type: ignore[no-untyped-def]
         home: Folder that holds the endpoints' state.
         deployment: deployment.json: what serves now, where, and why.
     """
-    from narrowcast.components.serve.deploy import deploy as work
     from narrowcast.step import step
 
     with step("deploy"):
+        from narrowcast.components.serve.deploy import deploy as work
+
         work(packed_model.path, feature_store.path, evaluation.path, endpoint, home, deployment.path)

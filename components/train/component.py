@@ -32,10 +32,11 @@ def train(  # type: ignore[no-untyped-def]
         seed: Seed of initial values and row order.
         full_model: Checkpoint: weights, plan and metrics.
     """
-    from narrowcast.components.train.run import TrainConfig, train_full
     from narrowcast.step import step
 
     with step("train"):
+        from narrowcast.components.train.run import TrainConfig, train_full
+
         config = TrainConfig(
             backbone=backbone,
             epochs=epochs,
@@ -72,10 +73,11 @@ def retrain(  # type: ignore[no-untyped-def]
         seed: Seed of initial values and row order.
         compact_model: Checkpoint: weights, plan and metrics.
     """
-    from narrowcast.components.train.run import TrainConfig, train_from_plan
     from narrowcast.step import step
 
     with step("retrain"):
+        from narrowcast.components.train.run import TrainConfig, train_from_plan
+
         config = TrainConfig(
             backbone=backbone,
             epochs=epochs,
