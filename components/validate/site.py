@@ -39,10 +39,10 @@ class Outcome:
         """The fault in words: column, fault, count, example."""
         check = self.check
         subject = f"column '{check.column}'" if check.column != "*" else "columns"
-        if self.unexpected is None:
+        if not check.rows:
             return f"{subject} {check.fault}" + (f" (found {self.observed})" if self.observed else "")
         example = f" (such as {self.observed})" if self.observed else ""
-        return f"{subject} has {self.unexpected:,} of {self.rows:,} {check.fault}{example}"
+        return f"{subject} has {self.unexpected or 0:,} of {self.rows or 0:,} {check.fault}{example}"
 
 
 class Site:
@@ -74,8 +74,22 @@ class Site:
                 batch_parameters={"dataframe": values},
                 result_format={"result_format": "BASIC", "partial_unexpected_count": 3},
             )
-        results = sorted(report.results, key=_number)
-        return [_outcome(table, check, result) for check, result in zip(checks, results, strict=True)]
+        outcomes = []
+        for check, result in zip(checks, sorted(report.results, key=_number), strict=True):
+            unexpected = result.result.get("unexpected_count")
+            if unexpected and check.repeats:
+                unexpected = len(self.offending_rows(values, check))
+            outcomes.append(
+                Outcome(
+                    table=table,
+                    check=check,
+                    passed=bool(result.success),
+                    rows=result.result.get("element_count") if check.rows else None,
+                    unexpected=unexpected if check.rows else None,
+                    observed=_observed(result.result),
+                )
+            )
+        return outcomes
 
     def offending_rows(self, values: pd.DataFrame, check: Check) -> NDArray[np.int64]:
         """Index labels of the rows that fail a check by rows, as Great Expectations lists them."""
@@ -125,19 +139,6 @@ def _columns(check: Check) -> list[str]:
     """The columns that a check of uniqueness reads."""
     expectation: Any = check.expectation
     return list(getattr(expectation, "column_list", None) or [expectation.column])
-
-
-def _outcome(table: str, check: Check, result: ExpectationValidationResult) -> Outcome:
-    found = result.result
-    unexpected = found.get("unexpected_count") if check.rows or "element_count" in found else None
-    return Outcome(
-        table=table,
-        check=check,
-        passed=bool(result.success),
-        rows=found.get("element_count"),
-        unexpected=unexpected,
-        observed=_observed(found),
-    )
 
 
 def _observed(found: dict[str, Any]) -> str | None:

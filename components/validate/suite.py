@@ -28,21 +28,17 @@ SPLIT_ORDER = "split.order"
 class Check:
     """One expectation; when it fails, a user reads that `column` has so many `fault`, and how to `mend` it.
 
-    `rows`: single rows are at fault and may be quarantined; without it the table as a whole is. `repeats`: the first
-    row of every group of offending ones is sound.
+    `rows`: the fault is that of single rows, which are counted; without it the table as a whole is at fault.
+    `quarantine`: those rows may be set aside. `repeats`: the first row of every group of offending ones is sound.
     """
 
     column: str
     expectation: gxe.Expectation
     fault: str
     mend: str
-    rows: bool = False
+    rows: bool = True
+    quarantine: bool = False
     repeats: bool = False
-
-    @property
-    def reason(self) -> str:
-        """Why a row was quarantined."""
-        return f"{self.column}: {self.fault}"
 
 
 def entity_fields(schema: Schema, owner: Owner) -> tuple[Field, ...]:
@@ -85,7 +81,7 @@ def histories_structure(schema: Schema) -> list[Check]:
 
 def events_values(schema: Schema, owners: Collection[Owner]) -> list[Check]:
     """Checks over the values of `events`; `owners` have tables of their own, and an `is_known` column each."""
-    checks = [*_row_count("events"), *_label(schema), *_times(schema, rows=True)]
+    checks = [*_row_count("events"), *_label(schema), *_times(schema, quarantine=True)]
     for field in event_fields(schema):
         checks += _field(field)
     keys: tuple[tuple[Owner, str | None], ...] = (("user", schema.user), ("item", schema.item))
@@ -98,7 +94,7 @@ def events_values(schema: Schema, owners: Collection[Owner]) -> list[Check]:
                     expectation=gxe.ExpectColumnValuesToBeInSet(column=is_known(key), value_set=[True]),
                     fault=f"values without a row in {owner}s",
                     mend=f"add the rows, or set `nullable: true` on the fields of the {owner}",
-                    rows=True,
+                    quarantine=True,
                 )
             )
     if schema.checks.row_key:
@@ -108,7 +104,7 @@ def events_values(schema: Schema, owners: Collection[Owner]) -> list[Check]:
                 expectation=_unique(schema.checks.row_key),
                 fault="rows that repeat an earlier one",
                 mend="remove the repeats, or mend checks.row_key",
-                rows=True,
+                quarantine=True,
                 repeats=True,
             )
         )
@@ -135,9 +131,9 @@ def frame_values(schema: Schema) -> list[Check]:
 
     Only the raw fields can be at fault row by row; whatever else fails is a defect of the step that made the frame.
     """
-    checks = [*_row_count("frame"), *_label(schema), *_times(schema, rows=False)]
+    checks = [*_row_count("frame"), *_label(schema), *_times(schema, quarantine=False)]
     for field in schema.inputs:
-        checks += _field(field, rows=field in schema.fields)
+        checks += _field(field, quarantine=field in schema.fields)
     defect = "report it: the features step made this column"
     if history := schema.history_field:
         checks.append(
@@ -157,6 +153,7 @@ def frame_values(schema: Schema) -> list[Check]:
             expectation=gxe.ExpectColumnDistinctValuesToEqualSet(column=SPLIT, value_set=list(SPLITS)),
             fault=f"must hold each of {', '.join(SPLITS)} and nothing else",
             mend="add events, or change `split` in the schema",
+            rows=False,
         )
     )
     if schema.timestamp:
@@ -190,7 +187,7 @@ def _structure(types: dict[str, tuple[str, ...]]) -> list[Check]:
     """The table holds just these columns, each of one of its types."""
     mend = "run the step that wrote this table again"
     checks = [
-        Check(column=name, expectation=gxe.ExpectColumnToExist(column=name), fault="is missing", mend=mend)
+        Check(column=name, expectation=gxe.ExpectColumnToExist(column=name), fault="is missing", mend=mend, rows=False)
         for name in types
     ]
     checks.append(
@@ -199,6 +196,7 @@ def _structure(types: dict[str, tuple[str, ...]]) -> list[Check]:
             expectation=gxe.ExpectTableColumnsToMatchSet(column_set=list(types), exact_match=True),
             fault="are not just those that the schema names",
             mend="a column known only after the event must never be an input: remove it from the table",
+            rows=False,
         )
     )
     for name, allowed in types.items():
@@ -208,6 +206,7 @@ def _structure(types: dict[str, tuple[str, ...]]) -> list[Check]:
                 expectation=gxe.ExpectColumnValuesToBeInSet(column=name, value_set=list(allowed)),
                 fault=f"is not of type {' or '.join(allowed)}",
                 mend=mend,
+                rows=False,
             )
         )
     return checks
@@ -217,7 +216,7 @@ def _field_types(fields: Iterable[Field]) -> dict[str, tuple[str, ...]]:
     return {f.name: (TYPES[f.type],) for f in fields}
 
 
-def _field(field: Field, *, rows: bool = True) -> list[Check]:
+def _field(field: Field, *, quarantine: bool = True) -> list[Check]:
     """Nulls, range and id set of one field."""
     column = length_of(field) if field.type == "sequence" else field.name
     checks = []
@@ -228,7 +227,7 @@ def _field(field: Field, *, rows: bool = True) -> list[Check]:
                 expectation=gxe.ExpectColumnValuesToNotBeNull(column=column),
                 fault="values missing",
                 mend="fill them in, or set `nullable: true` in the schema",
-                rows=rows,
+                quarantine=quarantine,
             )
         )
     if field.type == "numeric":
@@ -242,7 +241,7 @@ def _field(field: Field, *, rows: bool = True) -> list[Check]:
                 expectation=gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high),
                 fault=f"values outside {low:g}..{high:g}",
                 mend="mend the data, or widen `min` and `max` in the schema",
-                rows=rows,
+                quarantine=quarantine,
             )
         )
     if field.values is not None:
@@ -257,7 +256,7 @@ def _field(field: Field, *, rows: bool = True) -> list[Check]:
                 expectation=expectation,
                 fault=f"values not among {', '.join(field.values)}",
                 mend="mend the data, or add to `values` in the schema",
-                rows=rows,
+                quarantine=quarantine,
             )
         )
     return checks
@@ -269,7 +268,7 @@ def _one_row(key: str, mend: str) -> Check:
         expectation=_unique([key]),
         fault="rows that repeat an earlier one",
         mend=mend,
-        rows=True,
+        quarantine=True,
         repeats=True,
     )
 
@@ -281,6 +280,7 @@ def _row_count(table: str) -> list[Check]:
             expectation=gxe.ExpectTableRowCountToBeBetween(min_value=1),
             fault="have no rows",
             mend=f"give {table} at least one row",
+            rows=False,
         )
     ]
 
@@ -293,25 +293,26 @@ def _label(schema: Schema) -> list[Check]:
             expectation=gxe.ExpectColumnValuesToNotBeNull(column=LABEL),
             fault="values missing",
             mend=f"mend column '{schema.label.column}'",
-            rows=True,
+            quarantine=True,
         ),
         Check(
             column=LABEL,
             expectation=gxe.ExpectColumnValuesToBeInSet(column=LABEL, value_set=[0, 1]),
             fault="values that are neither 0 nor 1",
             mend=f"mend column '{schema.label.column}', or set label.at_least in the schema",
-            rows=True,
+            quarantine=True,
         ),
         Check(
             column=LABEL,
             expectation=gxe.ExpectColumnMeanToBeBetween(column=LABEL, min_value=low, max_value=high),
             fault=f"must be positive in a share of {low:g}..{high:g} of the rows",
             mend="mend the data, or widen checks.label_rate in the schema",
+            rows=False,
         ),
     ]
 
 
-def _times(schema: Schema, *, rows: bool) -> list[Check]:
+def _times(schema: Schema, *, quarantine: bool) -> list[Check]:
     if not schema.timestamp:
         return []
     source = f"column '{schema.timestamp.column}'"
@@ -321,14 +322,14 @@ def _times(schema: Schema, *, rows: bool) -> list[Check]:
             expectation=gxe.ExpectColumnValuesToNotBeNull(column=TIMESTAMP),
             fault="values missing",
             mend=f"mend {source}",
-            rows=rows,
+            quarantine=quarantine,
         ),
         Check(
             column=TIMESTAMP,
             expectation=gxe.ExpectColumnValuesToBeBetween(column=TIMESTAMP, min_value=TIMES[0], max_value=TIMES[1]),
             fault=f"values outside {TIMES[0].year}..{TIMES[1].year}",
             mend=f"mend {source}, or timestamp.unit in the schema",
-            rows=rows,
+            quarantine=quarantine,
         ),
     ]
 

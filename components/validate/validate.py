@@ -1,16 +1,14 @@
-"""The two validation steps: what their suites find, what the schema's policy makes of it, what they write.
+"""The two validation steps: the raw tables, and the training frame with its drift.
 
-On `stop`, any failure ends the run. On `quarantine`, rows at fault are set aside, each under the first reason found, up
-to `max_quarantined` of a table's rows, and the rest must pass; a failure of a table as a whole (structure, label rate,
-order, a split without rows) still ends the run. The policy holds for users and items too: an event whose user or item
-has lost its row follows it, unless all fields of that entity are nullable. So an unknown entity is normal just where
-the schema says that its fields may be missing. Of repeated rows the first is kept.
+The policy (see `judge`) holds for users and items as for events. An event whose user or item has no row, or has lost it
+to quarantine, is at fault unless all other fields of that entity are nullable: an unknown entity is normal just where
+the schema says that its fields may be missing.
 """
 
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,10 @@ from rich.status import Status
 from narrowcast.components.data.encoded import SPLITS
 from narrowcast.components.data.schema import LABEL, ROW_ID, SPLIT, TIMESTAMP, Owner, Schema
 from narrowcast.components.validate.drift import check_drift, measure_drift
-from narrowcast.components.validate.site import Outcome, Site, data_docs
+from narrowcast.components.validate.judge import Verdict, judge_table, stop_on_failures
+from narrowcast.components.validate.site import Site, data_docs
 from narrowcast.components.validate.suite import (
     SPLIT_ORDER,
-    Check,
     as_of_columns,
     entity_fields,
     entity_structure,
@@ -40,26 +38,7 @@ from narrowcast.components.validate.suite import (
     histories_values,
 )
 from narrowcast.components.validate.tables import column_types, is_known, known_entities, load_values
-from narrowcast.errors import NarrowcastError
 from narrowcast.records import StepRecord, write_json, writing_directory
-
-QUARANTINE = "quarantine"
-OR_QUARANTINE = ", or set checks.on_failure: quarantine"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """What validation found in one table.
-
-    `reasons` maps the position of a row to be set aside to why; `kept` holds the values of the others; `failures` are
-    what the policy cannot mend, in words.
-    """
-
-    table: str
-    outcomes: list[Outcome]
-    reasons: dict[int, str]
-    kept: pd.DataFrame
-    failures: list[str]
 
 
 def validate_dataset(dataset: str | Path, schema: Schema, target: str | Path, docs: str | Path) -> None:
@@ -69,37 +48,24 @@ def validate_dataset(dataset: str | Path, schema: Schema, target: str | Path, do
     `quarantine_<table>.parquet`. Raises NarrowcastError naming column, fault and count.
     """
     dataset = Path(dataset)
+    owners: tuple[tuple[Owner, str | None], ...] = (("user", schema.user), ("item", schema.item))
     with data_docs(docs) as site, writing_directory(target) as folder, _status("validating the tables"):
-        verdicts: list[Verdict] = []
         entities: dict[Owner, Verdict] = {}
-        owners: tuple[tuple[Owner, str | None], ...] = (("user", schema.user), ("item", schema.item))
         for owner, key in owners:
             path = dataset / f"{owner}s.parquet"
             if key and (path.is_file() or path.stem in schema.sources):
-                _demand(site, path, entity_structure(schema, owner))
-                values = load_values(path, entity_fields(schema, owner))
-                entities[owner] = _judge(site, path.stem, values, entity_values(schema, owner), schema)
-        verdicts += entities.values()
-        if schema.user and schema.history and schema.history.initial_column:
-            path = dataset / "histories.parquet"
-            _demand(site, path, histories_structure(schema))
-            values = load_values(path, [schema.field(schema.user)])
-            verdicts.append(_judge(site, path.stem, values, histories_values(schema), schema))
-        path = dataset / "events.parquet"
-        _demand(site, path, events_structure(schema))
-        others = [LABEL, *([TIMESTAMP] if schema.timestamp else []), *(schema.checks.row_key or ())]
-        values = load_values(path, event_fields(schema), others)
-        metrics: dict[str, float] = {}
-        for owner, key in owners:
-            if key and owner in entities:
-                values[is_known(key)] = known_entities(values[key], entities[owner].kept[key])
-                metrics[f"events_without_{owner}"] = int((~values[is_known(key)]).sum())
-        events = _judge(site, path.stem, values, events_values(schema, tuple(entities)), schema)
+                entities[owner] = _judge_entities(site, path, schema, owner)
+        verdicts = list(entities.values())
+        if schema.history and schema.history.initial_column:
+            verdicts.append(_judge_histories(site, dataset / "histories.parquet", schema))
+        keys = {owner: verdict.kept[key] for owner, key in owners if key and (verdict := entities.get(owner))}
+        events, strangers = _judge_events(site, dataset / "events.parquet", schema, keys)
         verdicts.append(events)
-        _stop_on_failures(verdicts)
+        stop_on_failures(verdicts)
         for verdict in verdicts:
             _write_table(dataset, folder, verdict)
-            metrics[f"quarantined_{verdict.table}"] = len(verdict.reasons)
+        metrics: dict[str, float] = {f"events_without_{owner}": number for owner, number in strangers.items()}
+        metrics |= {f"quarantined_{verdict.table}": len(verdict.reasons) for verdict in verdicts}
         _record("validate_raw", folder, verdicts, events, metrics, {})
 
 
@@ -112,65 +78,74 @@ def validate_frame(frame: str | Path, schema: Schema, target: str | Path, docs: 
     """
     frame = Path(frame)
     with data_docs(docs) as site, writing_directory(target) as folder, _status("validating the training frame"):
-        path = frame / "frame.parquet"
-        _demand(site, path, frame_structure(schema))
-        times = [TIMESTAMP, *as_of_columns(schema)] if schema.timestamp else []
-        values = load_values(path, schema.inputs, [ROW_ID, LABEL, SPLIT, *times])
-        values[SPLIT_ORDER] = values[SPLIT].map({name: number for number, name in enumerate(SPLITS)}).astype("Int64")
-        verdict = _judge(site, path.stem, values, frame_values(schema), schema)
-        _stop_on_failures([verdict])
+        verdict = _judge_frame(site, frame / "frame.parquet", schema)
+        stop_on_failures([verdict])
         _write_table(frame, folder, verdict)
-        drift = measure_drift(folder / path.name, schema)
+        drift = measure_drift(folder / "frame.parquet", schema)
         figures = {"fields": [asdict(field) for field in drift]}
-        write_json(Path(site.folder) / "drift.json", figures)
+        write_json(site.folder / "drift.json", figures)
         check_drift(drift)
         write_json(folder / "drift.json", figures)
         metrics = {"max_psi": max(field.psi for field in drift)}
         _record("validate_frame", folder, [verdict], verdict, metrics, {"drift": figures["fields"]})
 
 
-def _demand(site: Site, path: Path, structure: Sequence[Check]) -> None:
-    """Stop here when a table's structure is not the schema's: its values could not be read."""
-    outcomes = site.run(f"{path.stem} structure", path.stem, column_types(path), structure)
-    failed = [outcome for outcome in outcomes if not outcome.passed]
-    if failed:
-        raise NarrowcastError(_sentence(failed[0], failed[0].check.mend, len(failed) - 1))
+def _judge_entities(site: Site, path: Path, schema: Schema, owner: Owner) -> Verdict:
+    return judge_table(
+        site,
+        path.stem,
+        column_types(path),
+        entity_structure(schema, owner),
+        lambda: load_values(path, entity_fields(schema, owner)),
+        entity_values(schema, owner),
+        schema.checks,
+    )
 
 
-def _judge(site: Site, table: str, values: pd.DataFrame, checks: Sequence[Check], schema: Schema) -> Verdict:
-    """The schema's policy applied to one table."""
-    outcomes = site.run(table, table, values, checks)
-    failed = [outcome for outcome in outcomes if not outcome.passed]
-    reasons: dict[int, str] = {}
-    kept, failures = values, []
-    if failed and schema.checks.on_failure == "stop":
-        failures = [_sentence(o, o.check.mend + (OR_QUARANTINE if o.check.rows else "")) for o in failed]
-    elif failed:
-        for outcome in sorted(failed, key=lambda o: o.check.repeats):
-            if outcome.check.rows:
-                offending = site.offending_rows(kept, outcome.check)
-                reasons |= dict.fromkeys(offending.tolist(), outcome.check.reason)
-                kept = kept.drop(offending)
-        if len(reasons) > schema.checks.max_quarantined * len(values):
-            share = f"quarantine would take {len(reasons):,} of {len(values):,} rows, over checks.max_quarantined"
-            failures = [_sentence(o, f"{o.check.mend} ({share})") for o in failed]
-        else:
-            remaining = site.run(f"{table} after quarantine", table, kept, checks)
-            failures = [_sentence(outcome, outcome.check.mend) for outcome in remaining if not outcome.passed]
-    return Verdict(table=table, outcomes=outcomes, reasons=reasons, kept=kept, failures=failures)
+def _judge_histories(site: Site, path: Path, schema: Schema) -> Verdict:
+    assert schema.user is not None
+    key = schema.field(schema.user)
+    return judge_table(
+        site,
+        path.stem,
+        column_types(path),
+        histories_structure(schema),
+        lambda: load_values(path, [key]),
+        histories_values(schema),
+        schema.checks,
+    )
 
 
-def _sentence(outcome: Outcome, mend: str, others: int = 0) -> str:
-    more = f" ({others} more {'check' if others == 1 else 'checks'} failed)" if others else ""
-    return f"validation of {outcome.table} failed: {outcome.sentence}: {mend}{more}"
+def _judge_events(
+    site: Site, path: Path, schema: Schema, entity_keys: dict[Owner, pd.Series]
+) -> tuple[Verdict, dict[Owner, int]]:
+    """The verdict, and by owner the number of events whose entity has no row."""
+    strangers: dict[Owner, int] = {}
+
+    def load() -> pd.DataFrame:
+        times = [TIMESTAMP] if schema.timestamp else []
+        values = load_values(path, event_fields(schema), [LABEL, *times, *(schema.checks.row_key or ())])
+        for owner, keys in entity_keys.items():
+            known = known_entities(values[keys.name], keys)
+            values[is_known(str(keys.name))] = known
+            strangers[owner] = int((~known).sum())
+        return values
+
+    checks = events_values(schema, entity_keys.keys())
+    verdict = judge_table(site, path.stem, column_types(path), events_structure(schema), load, checks, schema.checks)
+    return verdict, strangers
 
 
-def _stop_on_failures(verdicts: Sequence[Verdict]) -> None:
-    failures = [failure for verdict in verdicts for failure in verdict.failures]
-    if failures:
-        others = len(failures) - 1
-        more = f" ({others} more {'check' if others == 1 else 'checks'} failed)" if others else ""
-        raise NarrowcastError(failures[0] + more)
+def _judge_frame(site: Site, path: Path, schema: Schema) -> Verdict:
+    def load() -> pd.DataFrame:
+        times = [TIMESTAMP, *as_of_columns(schema)] if schema.timestamp else []
+        values = load_values(path, schema.inputs, [ROW_ID, LABEL, SPLIT, *times])
+        order = {name: number for number, name in enumerate(SPLITS)}
+        values[SPLIT_ORDER] = values[SPLIT].map(order).astype("Int64")
+        return values
+
+    checks = frame_values(schema)
+    return judge_table(site, path.stem, column_types(path), frame_structure(schema), load, checks, schema.checks)
 
 
 def _write_table(source: Path, folder: Path, verdict: Verdict) -> None:
@@ -187,8 +162,7 @@ def _write_table(source: Path, folder: Path, verdict: Verdict) -> None:
     pq.write_table(kept, folder / name)
     positions = sorted(verdict.reasons)
     refused = rows.take(pa.array(positions)).append_column("reason", pa.array([verdict.reasons[p] for p in positions]))
-    main = verdict.table in ("events", "frame")
-    pq.write_table(refused, folder / (f"{QUARANTINE}.parquet" if main else f"{QUARANTINE}_{name}"))
+    pq.write_table(refused, folder / ("quarantine.parquet" if LABEL in rows.column_names else f"quarantine_{name}"))
 
 
 def _record(
