@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 TIME = pa.timestamp("us", tz="UTC")
+LISTS = pa.list_(pa.string())
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 EARLIEST, LATEST = (int(pd.Timestamp(f"{year}-01-01").value // 1000) for year in (1900, 2200))
 """Times outside these years are taken for a wrong unit; later steps could not hold them in nanoseconds."""
@@ -42,9 +43,11 @@ def to_text(values: pa.Array) -> pa.Array:
         return pc.if_else(whole, integers, values.cast(pa.string()))
     if pa.types.is_integer(values.type):
         return values.cast(pa.string())
-    values = values.cast(pa.string())
-    values = pc.if_else(pc.equal(values, ""), None, values)
-    if pc.any(pc.match_substring(values, ".0")).as_py():
+    if not pa.types.is_string(values.type):
+        values = values.cast(pa.string())
+    if pc.equal(values, "").true_count:
+        values = pc.if_else(pc.equal(values, ""), None, values)
+    if pc.match_substring(values, ".0").true_count:
         values = pc.replace_substring_regex(values, _WHOLE, r"\1")
     return values
 
@@ -83,13 +86,21 @@ def to_time(values: pa.Array, unit: str) -> tuple[pa.Array, pa.Array]:
         micros = values.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
     elif unit == "iso":
         text = values if pa.types.is_string(values.type) else values.cast(pa.string())
-        times = pd.to_datetime(text.to_pandas(), utc=True, format="ISO8601", errors="coerce")
-        micros = pa.array(times.dt.as_unit("us")).cast(pa.int64())
+        micros = _parsed(text, "ISO8601")
+    elif unit == "YYMMDDHH":
+        text = pc.utf8_lpad(to_text(values), 8, "0")
+        micros = _parsed(pc.binary_join_element_wise("20", text, ""), "%Y%m%d%H")
     else:
         micros = _scaled(values, MICROSECONDS[unit])
     possible = pc.and_(pc.greater_equal(micros, EARLIEST), pc.less(micros, LATEST))
     times = pc.if_else(possible, micros, None).cast(pa.timestamp("us")).cast(TIME)
     return times, pc.and_(pc.is_valid(values), pc.is_null(times))
+
+
+def _parsed(text: pa.Array, format: str) -> pa.Array:
+    """Microseconds since 1970 by a format of pandas; null where the text does not follow it."""
+    times = pd.to_datetime(text.to_pandas(), utc=True, format=format, errors="coerce")
+    return pa.array(times.dt.as_unit("us")).cast(pa.int64())
 
 
 def _scaled(values: pa.Array, factor: int) -> pa.Array:
@@ -109,20 +120,20 @@ def to_lists(values: pa.Array, separator: str | None = None) -> pa.Array:
     Raises pa.ArrowInvalid for values that are neither.
     """
     values = plain(values)
+    if pa.types.is_null(values.type):
+        return values.cast(LISTS)
     if pa.types.is_string(values.type) and separator is not None:
         values = pc.split_pattern(values, separator)
-    elif pa.types.is_null(values.type):
-        return values.cast(pa.list_(pa.string()))
-    elif not (
-        pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)
-    ):
-        raise pa.ArrowInvalid(f"{values.type} values are not lists")
-    present = np.asarray(pc.is_valid(values))
-    parent = np.asarray(pc.list_parent_indices(values))
-    elements = pc.utf8_trim_whitespace(to_text(pc.list_flatten(values)))
-    kept = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(elements), 0), False))
-    lengths = np.bincount(parent[kept], minlength=len(values))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(
-        pa.array(offsets), elements.filter(pa.array(kept)), mask=pa.array(~present) if not present.all() else None
+    if not pa.types.is_list(values.type):
+        values = values.cast(pa.list_(getattr(values.type, "value_type", pa.string())))
+    flat = pc.list_flatten(values)
+    elements = to_text(
+        pc.utf8_trim_whitespace(flat) if separator is not None and pa.types.is_string(flat.type) else flat
     )
+    if elements is flat and not elements.null_count:
+        return values
+    kept = np.asarray(pc.is_valid(elements))
+    lengths = np.bincount(np.asarray(pc.list_parent_indices(values))[kept], minlength=len(values))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    missing = pc.is_null(values) if values.null_count else None
+    return pa.ListArray.from_arrays(offsets, elements.drop_null(), mask=missing)

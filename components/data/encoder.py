@@ -32,6 +32,7 @@ class Encoder:
     def __init__(self, schema: Schema, tables: dict[str, pa.Table], scales: dict[str, tuple[float, float]]) -> None:
         self.schema = schema
         self.layout = layout_of(schema, {name: len(table) for name, table in tables.items()})
+        self._fields = {f.name: f for f in schema.inputs}
         self._tables = tables
         self._scales = scales
         self._ids: dict[str, dict[str | None, int]] = {}
@@ -47,27 +48,30 @@ class Encoder:
         return fitting.finish()
 
     def transform(self, columns: Mapping[str, Values]) -> Batch:
-        """Encode one value a row for every input of the schema, however many rows.
+        """Encode one value a row for every input of the schema; a single value stands for all rows.
 
         A categorical may be text or a number, a sequence a list of them. None is a missing value: the field's own id
         where training knew missing ones, else out-of-vocabulary; an empty sequence; a numeric's mean. So is NaN where
         the field is nullable. Sequences keep their first `max_length` elements, the history its last.
         Raises NarrowcastError naming the field that is absent, of the wrong type or length, or holds NaN or infinity.
         """
-        arrays = {f.name: _arrow(f, _column(columns, f.name)) for f in self.schema.inputs}
-        rows = len(next(iter(arrays.values())))
+        arrays = {name: _arrow(field, _column(columns, name)) for name, field in self._fields.items()}
+        rows = max(map(len, arrays.values()))
         for name, array in arrays.items():
-            if len(array) != rows:
+            if len(array) not in (1, rows):
                 raise NarrowcastError(
-                    f"input '{name}' has {len(array)} values where others have {rows}: give one a row"
+                    f"input '{name}' has {len(array)} values for {rows} rows: give one a row or one for all"
                 )
         ids_BF = np.empty((rows, len(self.layout.categorical)), np.int32)
         for i, name in enumerate(self.layout.categorical):
             ids_BF[:, i] = self._lookup(self.layout.table_of[name], arrays[name])
         dense_BN = np.empty((rows, len(self.layout.numeric)), np.float32)
         for i, name in enumerate(self.layout.numeric):
-            dense_BN[:, i] = self._scale(self.schema.field(name), arrays[name])
-        sequences = {name: self._pad(self.schema.field(name), arrays[name]) for name in self.layout.sequences}
+            dense_BN[:, i] = self._scale(self._fields[name], arrays[name])
+        sequences = {}
+        for name in self.layout.sequences:
+            padded_BL = self._pad(self._fields[name], arrays[name])
+            sequences[name] = padded_BL if len(padded_BL) == rows else np.repeat(padded_BL, rows, axis=0)
         return Batch(ids_BF=ids_BF, dense_BN=dense_BN, sequences=sequences)
 
     def counts(self) -> dict[str, NDArray[np.int64]]:
@@ -131,7 +135,7 @@ class Encoder:
             position -= np.maximum(lengths_B - field.max_length, 0)[row]
         kept = (position >= 0) & (position < field.max_length)
         elements = pc.list_flatten(lists).filter(pa.array(kept))
-        padded_BL[row[kept], position[kept]] = self._lookup(self.schema.vocabulary_of(field), elements)
+        padded_BL[row[kept], position[kept]] = self._lookup(self.layout.table_of[field.name], elements)
         return padded_BL
 
 

@@ -8,14 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from narrowcast.components.data.columns import TIME, to_lists, to_number, to_text, to_time
+from narrowcast.components.data.columns import LISTS, TIME, to_lists, to_number, to_text, to_time
 from narrowcast.components.data.raw import read_batches
 from narrowcast.components.data.schema import HISTORY, LABEL, ROW_ID, TIMESTAMP, Field, Owner, Schema, Source, Table
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import StepRecord, writing_directory
 
 OWNED: tuple[tuple[Table, Owner], ...] = (("users", "user"), ("items", "item"))
-LISTS = pa.list_(pa.string())
 ARROW_TYPES = {"categorical": pa.string(), "numeric": pa.float64(), "sequence": LISTS}
 
 
