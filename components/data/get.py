@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -21,24 +20,14 @@ from narrowcast.records import digest, writing_directory
 CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataSet:
-    """A line of `narrowcast data list`. `source` is a wheel or the official address, empty where neither is known."""
-
-    name: str
-    description: str
-    source: str
-    terms: str
-
-
-def available() -> list[DataSet]:
-    """The shipped schemas by name."""
+def available() -> list[dict[str, str]]:
+    """The shipped schemas: `name`, `description`, `source` (a wheel, or the official address, or empty), `terms`."""
     found = []
     for name in shipped_names():
         schema = Schema.load(name)
         download = schema.download or Download()
         source = download.wheel or download.url or ""
-        found.append(DataSet(name=name, description=schema.description, source=source, terms=download.terms))
+        found.append({"name": name, "description": schema.description, "source": source, "terms": download.terms})
     return found
 
 
