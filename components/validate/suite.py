@@ -13,11 +13,10 @@ import pandas as pd
 
 from narrowcast.components.data.encoded import SPLITS
 from narrowcast.components.data.schema import HISTORY, LABEL, ROW_ID, SPLIT, TIMESTAMP, Field, Owner, Schema
-from narrowcast.components.validate.tables import LIST_OF_TEXT, NUMBER, TEXT, foreign_in, is_known, length_of
+from narrowcast.components.validate.tables import LIST_OF_TEXT, NUMBER, TEXT, TIME, foreign_in, is_known, length_of
 
 TIMES = (pd.Timestamp("1970-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC"))
 """Event times outside are taken for a wrong unit."""
-TIME_TYPE = "timestamp[us, tz=UTC]"
 LARGEST = float(np.finfo(np.float32).max)
 """Bounds a numeric without bounds of its own: models read float32."""
 TYPES = {"categorical": TEXT, "numeric": NUMBER, "sequence": LIST_OF_TEXT}
@@ -53,7 +52,7 @@ def event_fields(schema: Schema) -> tuple[Field, ...]:
 
 def events_structure(schema: Schema) -> list[Check]:
     types = _field_types(event_fields(schema)) | {ROW_ID: ("int64",), LABEL: ("uint8", "int64")}
-    types |= {TIMESTAMP: (TIME_TYPE,)} if schema.timestamp else {}
+    types |= {TIMESTAMP: (TIME,)} if schema.timestamp else {}
     types |= {column: (TEXT,) for column in schema.checks.row_key or () if column not in types}
     return _structure(types)
 
@@ -64,8 +63,8 @@ def entity_structure(schema: Schema, owner: Owner) -> list[Check]:
 
 def frame_structure(schema: Schema) -> list[Check]:
     types = _field_types(schema.inputs) | {ROW_ID: ("int64",), LABEL: ("uint8",), SPLIT: (TEXT,)}
-    types |= {TIMESTAMP: (TIME_TYPE,)} if schema.timestamp else {}
-    types |= dict.fromkeys(as_of_columns(schema), (TIME_TYPE,))
+    types |= {TIMESTAMP: (TIME,)} if schema.timestamp else {}
+    types |= dict.fromkeys(as_of_columns(schema), (TIME,))
     return _structure(types)
 
 

@@ -20,6 +20,7 @@ from narrowcast.errors import NarrowcastError
 TEXT = "text"
 LIST_OF_TEXT = "list of text"
 NUMBER = "double"
+TIME = "time in UTC"
 
 
 def length_of(field: Field) -> str:
@@ -37,7 +38,7 @@ def is_known(key: str) -> str:
 
 
 def column_types(path: Path) -> pd.DataFrame:
-    """One row: the type of every column, text and lists of text under one name each whatever their Arrow type."""
+    """One row: the type of every column; text, lists of text and times have one name each whatever their Arrow type."""
     return pd.DataFrame({field.name: [_type_name(field.type)] for field in _open(path).schema_arrow})
 
 
@@ -76,6 +77,8 @@ def _type_name(type_: pa.DataType) -> str:
         return TEXT
     if pa.types.is_list(type_) or pa.types.is_large_list(type_):
         return LIST_OF_TEXT if _type_name(type_.value_type) == TEXT else str(type_)
+    if pa.types.is_timestamp(type_) and type_.tz == "UTC":
+        return TIME
     return str(type_)
 
 
