@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from narrowcast.components.report.svg import Scale, axes, drawing, element, padded, path, text
-from narrowcast.components.report.values import byte_size, count, four_decimals, milliseconds, percent, three_digits
+from narrowcast.components.report.values import byte_size, count, four_decimals
 from narrowcast.components.train.plan import TablePlan
 
 WIDTH, HEIGHT = 460.0, 320.0
@@ -15,12 +15,13 @@ LEFT, RIGHT, TOP, BOTTOM = 58.0, 450.0, 48.0, 266.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """A curve: `kind` is its style class (full, compact, champion), `best` the x of the point to ring."""
+    """A curve by epoch: `kind` is its style class (full, compact), `best` the epoch to ring."""
 
     name: str
     kind: str
     points: Sequence[tuple[float, float]]
     best: float | None = None
+    dashed: bool = False
 
 
 def curves(series: Sequence[Series], *, title: str, label: str) -> Markup:
@@ -37,24 +38,25 @@ def curves(series: Sequence[Series], *, title: str, label: str) -> Markup:
     parts += [text(x(e), BOTTOM + 18, count(e), "tick", "middle") for e in ticks]
     for s in series:
         placed = [(x(e), y(v)) for e, v in s.points]
-        parts.append(path(placed, f"curve {s.kind}"))
+        parts.append(path(placed, f"curve {s.kind}{' dashed' if s.dashed else ''}"))
         for (px, py), (e, v) in zip(placed, s.points, strict=True):
             hint = element("title", f"{s.name}, epoch {count(e)}: {four_decimals(v)}")
             parts.append(element("circle", hint, cx=px, cy=py, r=3, class_=f"dot {s.kind}"))
             if e == s.best:
                 parts.append(element("circle", cx=px, cy=py, r=7, class_=f"ring {s.kind}"))
-    parts += _legend([(s.name, s.kind) for s in series])
+    parts += _legend([(s.name, s.kind) for s in series if not s.dashed])
     return drawing(WIDTH, HEIGHT, label, *parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """A model as bytes and AUC; `kind` is full, compact, trial or reference."""
+    """A model as bytes and AUC; `kind` is full, compact, trial or reference; `settings` how it was made, as text."""
 
     name: str
     kind: str
     stored_bytes: float
     auc: float
+    settings: str = ""
 
 
 def frontier(points: Sequence[Point], budget: float | None, *, label: str) -> Markup:
@@ -72,7 +74,7 @@ def frontier(points: Sequence[Point], budget: float | None, *, label: str) -> Ma
         words = f"budget {byte_size(budget)}"
         at_left = x(budget) > (LEFT + RIGHT) / 2
         parts.append(text(x(budget) + (-6 if at_left else 6), TOP + 6, words, "note", "end" if at_left else None))
-        taken.append((x(budget) - 2, TOP, x(budget) + 2, BOTTOM))
+        taken.append((x(budget) - 6, TOP, x(budget) + 6, BOTTOM))
         width = 6.6 * len(words)
         taken.append((x(budget) - width if at_left else x(budget), TOP - 8, x(budget) + (0 if at_left else width), TOP + 10))
     order = {"trial": 0, "reference": 1, "full": 2, "compact": 3}
@@ -93,8 +95,8 @@ def calibration(curve: Sequence[tuple[float, float, float]], *, label: str) -> M
     top = max(max(p, o) for p, o, _ in curve) * 1.08
     low = min(min(p, o) for p, o, _ in curve)
     low = 0.0 if low < 0.3 * top else low * 0.94
-    x = Scale(low=low, high=min(top, 1.02), start=LEFT, stop=RIGHT)
-    y = Scale(low=low, high=min(top, 1.02), start=BOTTOM, stop=TOP)
+    x = Scale(low=low, high=min(top, 1.0), start=LEFT, stop=RIGHT)
+    y = Scale(low=low, high=min(top, 1.0), start=BOTTOM, stop=TOP)
     decimals = 1 if x.ticks()[1] - x.ticks()[0] > 0.09 else 2 if x.ticks()[1] - x.ticks()[0] > 0.009 else 3
     parts = axes(
         x, y, x_title="predicted probability", y_title="observed click rate", x_format=lambda v: f"{v:.{decimals}f}"
@@ -110,50 +112,34 @@ def calibration(curve: Sequence[tuple[float, float, float]], *, label: str) -> M
     return drawing(WIDTH, HEIGHT, label, *parts)
 
 
-def bars(values: Sequence[tuple[str, float]], limit: float | None, *, title: str, label: str, share: bool = False) -> Markup:
-    """One bar a name, longest first, with the limit as a line; what passes the limit is coloured as refused."""
-    values = sorted(values, key=lambda pair: (-pair[1], pair[0]))
-    height = 46 + 24 * len(values)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bar:
+    """`shown` is the value as text; `over` colours what is past its limit."""
+
+    name: str
+    value: float
+    shown: str
+    over: bool = False
+
+
+def bars(rows: Sequence[Bar], limit: float | None, *, limit_text: str, title: str, label: str) -> Markup:
+    """One bar a row in the order given, from zero, with the limit as a line."""
+    height = 40 + 24 * len(rows)
     left, right = 128.0, WIDTH - 66
-    x = Scale(low=0, high=max([v for _, v in values] + [limit or 0]) or 1, start=left, stop=right)
+    x = Scale(low=0, high=max([row.value for row in rows] + [limit or 0]) or 1, start=left, stop=right)
     parts = [text(0, 14, title, "axis-title")]
-    for i, (name, value) in enumerate(values):
-        middle = 46 + 24 * i
-        over = limit is not None and value > limit
+    for i, row in enumerate(rows):
+        middle, tone = 46 + 24 * i, " over" if row.over else ""
         parts += [
-            text(left - 10, middle + 4, _cut(name, 17), "name", "end"),
+            text(left - 10, middle + 4, _cut(row.name, 17), "name", "end"),
             element("rect", x=left, y=middle - 7, width=right - left, height=14, class_="track"),
-            element("rect", x=left, y=middle - 7, width=max(1.0, x(value) - left), height=14, class_="bar over" if over else "bar"),
+            element("rect", x=left, y=middle - 7, width=max(1.0, x(row.value) - left), height=14, class_=f"bar{tone}"),
+            text(right + 8, middle + 4, row.shown, f"name{tone}"),
         ]
-        shown = percent(value) if share else three_digits(value)
-        parts.append(text(right + 8, middle + 4, shown, "name over" if over else "name"))
     if limit is not None:
-        parts.append(path([(x(limit), 26), (x(limit), height - 12)], "limit"))
-        words = f"limit {percent(limit) if share else three_digits(limit)}"
-        parts.append(text(x(limit), 14, words, "note", "end" if x(limit) > WIDTH * 0.6 else "middle"))
+        parts.append(path([(x(limit), 24), (x(limit), height - 6)], "limit"))
+        parts.append(text(x(limit), 14, f"limit {limit_text}", "note", "end" if x(limit) > WIDTH * 0.6 else "middle"))
     return drawing(WIDTH, height, label, *parts)
-
-
-def latency(marks: Sequence[tuple[str, float]], limit: float | None, *, label: str) -> Markup:
-    """Response times on one line from zero, with the limit."""
-    x = Scale(low=0, high=max([v for _, v in marks] + [limit or 0]) * 1.06, start=8, stop=WIDTH - 24)
-    parts = [path([(x.start, 66), (x.stop, 66)], "base")]
-    for value in x.ticks():
-        parts += [path([(x(value), 66), (x(value), 70)], "base"), text(x(value), 84, count(value), "tick", "middle")]
-    parts.append(text((x.start + x.stop) / 2, 104, "milliseconds a request", "axis-title", "middle"))
-    marks = sorted(marks, key=lambda mark: mark[1])
-    parts.append(path([(x(marks[0][1]), 66), (x(marks[-1][1]), 66)], "span"))
-    ends: list[float] = []  # right end of the last label on each of the lines, lowest first
-    for name, value in marks:
-        words, px = f"{name} {milliseconds(value)}", x(value)
-        line = next((i for i, end in enumerate(ends) if px - 5 > end), len(ends))
-        ends[line : line + 1] = [px + 6.8 * len(words)]
-        y = 50 - 17 * line
-        parts += [path([(px, y + 3), (px, 60)], "grid"), text(px - 3, y, words, "name")]
-        parts.append(element("circle", cx=px, cy=66, r=5, class_="dot compact"))
-    if limit is not None:
-        parts += [path([(x(limit), 22), (x(limit), 72)], "limit"), text(x(limit), 14, f"limit {milliseconds(limit)}", "note", "end")]
-    return drawing(WIDTH, 112, label, *parts)
 
 
 def squares(full_bytes: float, packed_bytes: float, *, label: str) -> Markup:

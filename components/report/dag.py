@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from narrowcast.components.report.svg import drawing, element, path, text
-from narrowcast.components.report.values import NARROW_SPACE, count, duration
+from narrowcast.components.report.values import NARROW_SPACE, count, duration, short_count
 from narrowcast.records import StepRecord
 
-HEIGHT = 68
+HEIGHT = 76
 DATA_STEPS = ("checkout", "ingest", "validate_raw", "features", "validate_frame", "encode")
 LAST_STEPS = ("evaluate", "deploy", "report")
 COMPACT_STEPS = ("search", "retrain", "compact")
@@ -43,11 +43,11 @@ class Node:
 
 def wide_dag(records: Mapping[str, StepRecord | None]) -> Markup:
     """Data steps on the first line; below, the full model beside search, retraining and packing, then what joins them."""
-    pitch, width, bus = 184.0, 152.0, 100.0
+    pitch, width, bus = 184.0, 160.0, 104.0
     nodes = {step: Node(step=step, x=i * pitch, y=1, width=width) for i, step in enumerate(DATA_STEPS)}
     nodes["train"] = Node(step="train", x=0, y=132, width=width)
-    nodes |= {step: Node(step=step, x=i * pitch, y=226, width=width) for i, step in enumerate(COMPACT_STEPS)}
-    nodes |= {step: Node(step=step, x=i * pitch, y=179, width=width) for i, step in enumerate(LAST_STEPS, 3)}
+    nodes |= {step: Node(step=step, x=i * pitch, y=234, width=width) for i, step in enumerate(COMPACT_STEPS)}
+    nodes |= {step: Node(step=step, x=i * pitch, y=183, width=width) for i, step in enumerate(LAST_STEPS, 3)}
     at = nodes.__getitem__
     lines = [[(at(a).right, at(a).middle), (at(b).x, at(b).middle)] for a, b in _pairs(DATA_STEPS)]
     for branch in ("train", "search"):
@@ -59,14 +59,14 @@ def wide_dag(records: Mapping[str, StepRecord | None]) -> Markup:
     lines += [[(at(a).right, at(a).middle), (at(b).x, at(b).middle)] for a, b in _pairs(LAST_STEPS)]
     join = at("evaluate")
     for branch in ("train", "compact"):
-        start, turn = at(branch), join.x - 18
+        start, turn = at(branch), join.x - 14
         lines.append([(start.right, start.middle), (turn, start.middle), (turn, join.middle), (join.x, join.middle)])
-    return _draw(nodes, lines, records, left=-26, width=5 * pitch + width + 28, height=297, class_="dag wide")
+    return _draw(nodes, lines, records, left=-26, width=5 * pitch + width + 28, height=312, class_="dag wide")
 
 
 def tall_dag(records: Mapping[str, StepRecord | None]) -> Markup:
     """One step under the other, with the full model beside the compact one."""
-    pitch, width, half = 86.0, 340.0, 163.0
+    pitch, width, half = 96.0, 340.0, 163.0
     nodes = {step: Node(step=step, x=1, y=1 + i * pitch, width=width) for i, step in enumerate(DATA_STEPS)}
     nodes["train"] = Node(step="train", x=1, y=1 + 6 * pitch, width=half)
     nodes |= {
@@ -80,13 +80,13 @@ def tall_dag(records: Mapping[str, StepRecord | None]) -> Markup:
         a, b = nodes[above], nodes[below]
         x = a.centre if a.width <= b.width else b.centre
         lines.append([(x, a.bottom), (x, b.y)])
-    return _draw(nodes, lines, records, left=0, width=342, height=12 * pitch - 16, class_="dag tall")
+    return _draw(nodes, lines, records, left=0, width=342, height=12 * pitch - 18, class_="dag tall")
 
 
 def rows_line(record: StepRecord) -> str:
     if record.rows_in == record.rows_out:
-        return f"{count(record.rows_out)} rows" if record.rows_out else "no rows"
-    return f"{count(record.rows_in)} → {count(record.rows_out)} rows"
+        return f"{short_count(record.rows_out)} rows" if record.rows_out else "no rows"
+    return f"{short_count(record.rows_in)} → {short_count(record.rows_out)}"
 
 
 def _pairs(steps: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -118,17 +118,15 @@ def _box(node: Node, record: StepRecord | None, longest: float) -> Markup:
         text(x, y + 21, node.step, "step"),
     ]
     if record is None:
-        parts.append(text(x, y + 39, "this page" if node.step == "report" else "left no record", "rows"))
+        parts.append(text(x, y + 38, "this page" if node.step == "report" else "left no record", "rows"))
         return element("g", *parts)
-    parts += [
-        text(node.right - 11, y + 21, duration(record.seconds), "time", "end"),
-        text(x, y + 39, rows_line(record), "rows"),
-    ]
+    parts.append(text(x, y + 37, rows_line(record), "rows"))
     if refused:
-        parts.append(text(x, y + 54, f"{count(refused)} refused", "refused"))
+        parts.append(text(x, y + 52, f"{count(refused)} refused", "refused"))
+    parts.append(text(node.right - 11, y + HEIGHT - 9, duration(record.seconds), "time", "end"))
     if longest and record.seconds:
-        bar = max(2.0, (node.width - 22) * record.seconds / longest)
-        parts.append(element("rect", x=x, y=y + HEIGHT - 7, width=bar, height=3, rx=1.5, class_="bar"))
+        bar = max(2.0, (node.width - 82) * record.seconds / longest)
+        parts.append(element("rect", x=x, y=y + HEIGHT - 13.5, width=bar, height=4, rx=2, class_="bar"))
     return element("g", *parts)
 
 

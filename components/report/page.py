@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from narrowcast.components.data.schema import Field, Schema
 from narrowcast.components.report import charts, dag, story, values
-from narrowcast.components.report.charts import Point, Series
+from narrowcast.components.report.charts import Bar, Point, Series
 from narrowcast.components.report.run import STEPS, Run
 from narrowcast.components.train.plan import Plan, TablePlan
 from narrowcast.records import write_text
@@ -21,6 +22,7 @@ METRICS = {
     "calibration": "Predicted over observed clicks",
 }
 MODELS = {"full": "Full", "compact": "Compact, as trained", "packed": "Compact, as packed", "champion": "Champion"}
+QUANTILES = {"p50": "median", "p90": "90 of 100", "p99": "99 of 100"}
 DRIFT_BARS = 20
 """The chart shows the fields that drift most; the rest is in the table."""
 
@@ -70,7 +72,7 @@ def write_report(
     write_text(target, page)
 
 
-def _squares(run: Run) -> Any:
+def _squares(run: Run) -> Markup | None:
     evaluation = run.results["evaluate"]
     if evaluation is None:
         return None
@@ -117,37 +119,44 @@ def _field(field: Field, schema: Schema, run: Run) -> dict[str, Any]:
 
 def _validations(run: Run) -> list[dict[str, Any]]:
     names = {"validate_raw": "Raw tables", "validate_frame": "Training frame"}
-    return [{"title": title, "result": run.results[step]} for step, title in names.items() if run.results[step]]
+    return [
+        {"title": title, "checks": run.results[step], "sentence": story.validation(run.results[step])}
+        for step, title in names.items()
+        if run.results[step] is not None
+    ]
 
 
 def _drift(run: Run) -> dict[str, Any] | None:
     drift = run.results["drift"]
-    if not drift:
+    if not drift or not drift["fields"]:
         return None
     rows = sorted(drift["fields"], key=lambda row: (-row["psi"], row["name"]))
-    limit = max((row["limit"] for row in rows), default=None)
-    unseen = [(row["name"], row["unseen_share"]) for row in rows if row["unseen_share"] is not None]
-    psi = [(row["name"], row["psi"]) for row in rows[:DRIFT_BARS]]
-    figures = [
-        charts.bars(
-            psi,
-            limit,
-            title="population stability index",
-            label=f"Drift by field: {', '.join(f'{name} {values.three_digits(value)}' for name, value in psi)}",
-        )
+    limit = rows[0]["limit"]
+    bars = [
+        Bar(name=r["name"], value=r["psi"], shown=values.three_decimals(r["psi"]), over=r["psi"] > r["limit"])
+        for r in rows[:DRIFT_BARS]
     ]
+    figures = [_bars(bars, limit, values.plain(limit), "population stability index", "Drift by field")]
+    unseen = [row for row in rows if row["unseen_share"] is not None]
     if unseen:
-        unseen = sorted(unseen, key=lambda pair: -pair[1])[:DRIFT_BARS]
-        figures.append(
-            charts.bars(
-                unseen,
-                next(row["unseen_limit"] for row in rows if row["unseen_share"] is not None),
-                title="later rows with an unseen id",
-                share=True,
-                label=f"Share of later rows with unseen ids: {', '.join(f'{n} {values.percent(s)}' for n, s in unseen)}",
+        unseen_limit = unseen[0]["unseen_limit"]
+        bars = [
+            Bar(
+                name=r["name"],
+                value=r["unseen_share"],
+                shown=values.percent(r["unseen_share"]),
+                over=r["unseen_share"] > r["unseen_limit"],
             )
-        )
+            for r in sorted(unseen, key=lambda row: -row["unseen_share"])[:DRIFT_BARS]
+        ]
+        title = "later rows whose id training never saw"
+        figures.append(_bars(bars, unseen_limit, values.percent(unseen_limit), title, "Share of later rows with unseen ids"))
     return {"figures": figures, "rows": rows, "sentence": story.drift({r["name"]: r["psi"] for r in rows}, limit)}
+
+
+def _bars(rows: list[Bar], limit: float | None, limit_text: str, title: str, label: str) -> Markup:
+    told = ", ".join(f"{row.name} {row.shown}" for row in rows)
+    return charts.bars(rows, limit, limit_text=limit_text, title=title, label=f"{label}: {told}")
 
 
 def _learning(run: Run) -> dict[str, Any] | None:
@@ -157,23 +166,29 @@ def _learning(run: Run) -> dict[str, Any] | None:
     if not curves:
         return None
 
-    def drawn(measure: str, title: str) -> Any:
-        series = [
+    def series(measure: str, dashed: bool = False) -> list[Series]:
+        return [
             Series(
                 name=name,
                 kind=name,
                 points=[(row["epoch"], row[measure]) for row in metrics["curves"]],
-                best=metrics["best_epoch"],
+                best=None if dashed else metrics["best_epoch"],
+                dashed=dashed,
             )
             for name, metrics in curves.items()
         ]
-        told = "; ".join(f"{s.name} from {values.four_decimals(s.points[0][1])} to {values.four_decimals(s.points[-1][1])}" for s in series)
-        return charts.curves(series, title=title, label=f"{title} by epoch: {told}")
+
+    def drawn(title: str, lines: list[Series]) -> Markup:
+        ends = [(s.name, *(values.four_decimals(s.points[i][1]) for i in (0, -1))) for s in lines if not s.dashed]
+        told = "; ".join(f"{name} from {first} to {last}" for name, first, last in ends)
+        return charts.curves(lines, title=title, label=f"{title} by epoch: {told}")
 
     figures = [
-        drawn("validation_auc", "AUC on validation"),
-        drawn("train_logloss", "logloss on training rows"),
-        drawn("validation_logloss", "logloss on validation"),
+        (drawn("AUC on validation", series("validation_auc")), "The ringed epoch is the one that was kept."),
+        (
+            drawn("logloss", series("train_logloss", dashed=True) + series("validation_logloss")),
+            "Solid: validation rows. Dashed: training rows.",
+        ),
     ]
     return {"figures": figures, "sentence": story.learning(run)}
 
@@ -187,7 +202,15 @@ def _frontier(run: Run) -> dict[str, Any] | None:
             points.append(Point(name=name, kind=name, stored_bytes=metrics["stored_bytes"], auc=metrics["validation"]["auc"]))
     for kind, key in (("trial", "trials"), ("reference", "references")):
         for row in (search or {}).get(key, ()):
-            points.append(Point(name=row["name"], kind=kind, stored_bytes=row["bytes"], auc=row["validation_auc"]))
+            points.append(
+                Point(
+                    name=row["name"],
+                    kind=kind,
+                    stored_bytes=row["bytes"],
+                    auc=row["validation_auc"],
+                    settings=values.plain(row.get("settings") or {}),
+                )
+            )
     if not search or not points:
         return None
     budget = search["budget_bytes"]
@@ -200,7 +223,8 @@ def _frontier(run: Run) -> dict[str, Any] | None:
 def _tables(plan: Plan | None) -> dict[str, Any] | None:
     if plan is None:
         return None
-    rows = [_table(name, table, plan.width) for name, table in plan.tables.items()]
+    largest_first = sorted(plan.tables.items(), key=lambda entry: (-entry[1].rows, entry[0]))
+    rows = [_table(name, table, plan.width) for name, table in largest_first]
     return {"rows": rows, "plan": plan, "sentence": story.tables(plan)}
 
 
@@ -251,11 +275,16 @@ def _serving(run: Run) -> dict[str, Any] | None:
     if evaluation is None:
         return None
     times = evaluation["latency_ms"]
-    marks = [(name, value) for name, value in times.items() if name[:1] == "p" and name[1:].isdigit() and value is not None]
-    limit = next((gate["limit"] for gate in evaluation["gates"] if gate["name"] == "latency"), None)
-    told = ", ".join(f"{name} {values.milliseconds(value)}" for name, value in marks)
+    marks = [(name, value) for name, value in times.items() if name[:1] == "p" and name[1:].isdigit()]
+    gate = next((gate for gate in evaluation["gates"] if gate["name"] == "latency"), None)
+    bars = [
+        Bar(name=QUANTILES.get(name, name), value=value, shown=values.milliseconds(value), over=bool(gate) and name == "p50" and not gate["passed"])
+        for name, value in sorted(marks, key=lambda mark: mark[1])
+    ]
+    limit = gate["limit"] if gate else None
+    title = "time of one request, limit for the median"
     return {
-        "figure": charts.latency(marks, limit, label=f"Response times: {told}") if marks else None,
+        "figure": _bars(bars, limit, values.milliseconds(limit), title, "Response times") if bars else None,
         "others": {name: value for name, value in times.items() if (name, value) not in marks},
     }
 
@@ -265,7 +294,7 @@ def _notes(run: Run) -> list[dict[str, Any]]:
     found = []
     for step in STEPS:
         record = run.records[step]
-        if record is None:
+        if record is None or step == "deploy":  # told under Serving
             continue
         flat = {**record.details, **record.metrics}
         if step == "search" and run.plan:

@@ -1,6 +1,7 @@
 """What a run means, in sentences."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from narrowcast.components.report.charts import Point
 from narrowcast.components.report.run import Run
@@ -11,8 +12,9 @@ from narrowcast.components.report.values import (
     join,
     milliseconds,
     percent,
+    plain,
     sentence,
-    three_digits,
+    three_decimals,
     times,
 )
 from narrowcast.components.train.plan import Plan
@@ -149,12 +151,20 @@ def calibration(ratio: float | None) -> str:
     return f"The packed model predicts {percent(abs(ratio - 1))} {'more' if ratio > 1 else 'fewer'} clicks than there were."
 
 
+def validation(checks: Sequence[Mapping[str, Any]]) -> str:
+    """`checks` as in `validation.json`."""
+    tables = sorted({check["table"] for check in checks})
+    failed = sum(not check["passed"] for check in checks)
+    verdict = "all of them hold" if not failed else f"{failed} found rows at fault, which were set aside"
+    return f"{len(checks)} expectations of {join(tables)}: {verdict}." if checks else "No expectation was checked."
+
+
 def drift(psi: Mapping[str, float], limit: float) -> str:
     worst = max(sorted(psi), key=lambda name: psi[name])
     over = sorted(name for name, value in psi.items() if value > limit)
     return (
-        f"From the training period to the later one {worst} moves most: {three_digits(psi[worst])} against a limit of "
-        f"{three_digits(limit)}." + (f" Over the limit: {join(over)}." if over else "")
+        f"From the training period to the later one {worst} moves most: {three_decimals(psi[worst])} against a limit of "
+        f"{plain(limit)}." + (f" Over the limit: {join(over)}." if over else "")
     )
 
 

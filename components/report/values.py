@@ -10,6 +10,11 @@ def count(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 
 
+def short_count(value: float) -> str:
+    """A count that fits a narrow place: millions from ten million on."""
+    return count(value) if value < 1e7 else f"{three_digits(value / 1e6)}{NARROW_SPACE}M"
+
+
 def byte_size(value: float | None) -> str:
     """Bytes in powers of 1000, three digits: 812 B, 16.9 kB, 1.72 MB."""
     if value is None:
@@ -49,6 +54,10 @@ def percent(share: float | None) -> str:
 def four_decimals(value: float | None) -> str:
     """AUC, logloss and their like: four decimals, a true minus sign."""
     return NONE if value is None else f"{value:.4f}".replace("-", "\u2212")
+
+
+def three_decimals(value: float) -> str:
+    return f"{value:.3f}".replace("-", "\u2212")
 
 
 def times(numerator: float | None, denominator: float | None) -> str:
