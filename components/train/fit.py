@@ -74,12 +74,13 @@ def fit(
     workers: Workers = ALONE,
     penalty: Callable[[], torch.Tensor] | None = None,
     on_epoch: Callable[[TrainState], None] | None = None,
+    tell: Callable[[str], None] = print,
 ) -> TrainState:
     """Train and return the final state, its model at the values of the epoch best on validation.
 
     `model` is trained in place of a fresh `CTRModel`; it takes the same inputs. `state` goes on where a saved state
-    ended. `penalty` is added to every step's mean loss. `on_epoch` sees the state after every epoch. Raises
-    NarrowcastError where a split is empty, has only one label, or the loss is no longer finite.
+    ended. `penalty` is added to every step's mean loss. `on_epoch` sees the state after every epoch, `tell` a line on
+    it. Raises NarrowcastError where a split is empty, has only one label, or the loss is no longer finite.
     """
     train, validation = data.split("train"), data.split("validation")
     for name, split in (("train", train), ("validation", validation)):
@@ -101,7 +102,7 @@ def fit(
                 validation_logloss=logloss(validation.label_B, probability_B),
             )
             if workers.rank == 0:
-                print(epoch_line(state, config, len(train) / (time.monotonic() - started)), flush=True)
+                tell(epoch_line(state, config, len(train) / (time.monotonic() - started)))
             if on_epoch:
                 on_epoch(state)
     state.restore_best()

@@ -32,9 +32,9 @@ def _train(step: str, data: EncodedData, plan: Plan, config: TrainConfig, target
     if config.num_workers:
         from narrowcast.components.train.ray_train import ray_fit
 
-        state, resumed_from_epoch = ray_fit(data, plan, config)
+        state = ray_fit(data, plan, config)
     else:
-        state, resumed_from_epoch = fit(data, plan, config), None
+        state = fit(data, plan, config)
     model = state.model
     assert isinstance(model, CTRModel)
     metrics: dict[str, Any] = {
@@ -42,7 +42,7 @@ def _train(step: str, data: EncodedData, plan: Plan, config: TrainConfig, target
         "best_epoch": state.best_epoch,
         "stored_bytes": plan.stored_bytes(),
         "full_bytes": plan.full_bytes(),
-        "resumed_from_epoch": resumed_from_epoch,
+        "resumed_from_epoch": state.resumed_from_epoch,
     }
     with deterministic():
         for name in ("validation", "test"):

@@ -15,12 +15,14 @@ class TrainState:
     """A model and its optimiser after `epoch` epochs, the learning curves, and the values of the best epoch.
 
     `curves` has one entry an epoch: `epoch` (from 1), `train_logloss`, `validation_auc`, `validation_logloss`.
+    `resumed_from_epoch` is the epoch after which a killed run went on, if it was.
     """
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
     curves: list[dict[str, float]] = field(default_factory=list)
     best_values: dict[str, Tensor] = field(default_factory=dict)
+    resumed_from_epoch: int | None = None
 
     @property
     def epoch(self) -> int:
@@ -48,7 +50,7 @@ class TrainState:
         self.model.load_state_dict(self.best_values)
 
     def save(self, directory: Path) -> None:
-        """Write everything that going on needs: `state.safetensors` and `curves.json`."""
+        """Write everything that going on needs: `state.safetensors` and `state.json`."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best_values.items()}
         for number, values in self.optimiser.state_dict()["state"].items():
@@ -57,12 +59,13 @@ class TrainState:
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
             directory / "state.safetensors",
         )
-        write_json(directory / "curves.json", self.curves)
+        write_json(directory / "state.json", {"curves": self.curves, "resumed_from_epoch": self.resumed_from_epoch})
 
     def load(self, directory: Path) -> None:
         """Take on what `save` wrote, from the same kind of model and optimiser."""
         tensors = load_file(directory / "state.safetensors")
-        self.curves = read_json(directory / "curves.json")
+        progress = read_json(directory / "state.json")
+        self.curves, self.resumed_from_epoch = progress["curves"], progress["resumed_from_epoch"]
         self.model.load_state_dict(_under("model.", tensors))
         self.best_values = _under("best.", tensors)
         state: dict[int, dict[str, Tensor]] = {}

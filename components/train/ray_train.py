@@ -1,0 +1,162 @@
+"""Training on Ray Train: the loop of `fit` in every worker, a checkpoint an epoch, and a restart from the last one."""
+
+import contextlib
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from narrowcast.components.data.encoded import EncodedData
+from narrowcast.components.train.fit import TrainConfig, adam, fit
+from narrowcast.components.train.model import CTRModel
+from narrowcast.components.train.plan import Plan
+from narrowcast.components.train.ray_session import ray_session
+from narrowcast.components.train.state import TrainState
+from narrowcast.components.train.workers import Workers
+from narrowcast.errors import NarrowcastError
+
+MAX_FAILURES = 3
+"""How often the workers are started again before the run is given up."""
+PROGRESS = "progress.txt"
+REFUSAL = "refusal.txt"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What every worker is told. `folder` is one that all of them and this process can write."""
+
+    encoded: str
+    folder: str
+    plan: Plan
+    config: TrainConfig
+
+
+def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
+    """Train on `config.num_workers` Ray Train workers, on GPUs where the cluster has one for each; else as `fit`.
+
+    A worker that dies restarts all of them from the last epoch's checkpoint, which changes no bit of the outcome.
+    Raises NarrowcastError for bad data, and when the workers die more than `MAX_FAILURES` times.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="narrowcast-train-"))
+    job = Job(encoded=str(data.directory.resolve()), folder=str(folder), plan=plan, config=config)
+    try:
+        with ray_session(config.num_workers), _printing(folder / PROGRESS), _interrupt_handler_kept():
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"job": job},
+                scaling_config=ScalingConfig(
+                    num_workers=config.num_workers,
+                    use_gpu=ray.cluster_resources().get("GPU", 0) >= config.num_workers,
+                ),
+                run_config=RunConfig(
+                    name="run",
+                    storage_path=str(folder),
+                    failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                    checkpoint_config=CheckpointConfig(num_to_keep=1),
+                ),
+            )
+            result = trainer.fit()
+        if (folder / REFUSAL).exists():
+            raise NarrowcastError((folder / REFUSAL).read_text())
+        assert result.checkpoint is not None
+        state = _fresh_state(data, job)
+        with result.checkpoint.as_directory() as directory:
+            state.load(Path(directory))
+        state.restore_best()
+        return state
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        raise NarrowcastError(_sentence(error)) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _work(settings: dict[str, Job]) -> None:
+    """The body of one worker."""
+    job = settings["job"]
+    context = ray.train.get_context()
+    workers = Workers(rank=context.get_world_rank(), size=context.get_world_size())
+    data = EncodedData(job.encoded)
+    state = _fresh_state(data, job)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as directory:
+            state.load(Path(directory))
+        state.resumed_from_epoch = state.epoch
+
+    def tell(line: str) -> None:
+        with (Path(job.folder) / PROGRESS).open("a") as stream:
+            stream.write(line + "\n")
+
+    def report(state: TrainState) -> None:
+        if workers.rank:
+            ray.train.report({})
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            state.save(Path(directory))
+            ray.train.report(dict(state.curves[-1]), checkpoint=Checkpoint.from_directory(directory))
+
+    try:
+        fit(data, job.plan, job.config, state=state, workers=workers, on_epoch=report, tell=tell)
+    except NarrowcastError as error:  # starting again would end the same way
+        (Path(job.folder) / REFUSAL).write_text(str(error))
+
+
+def _fresh_state(data: EncodedData, job: Job) -> TrainState:
+    model = CTRModel(data.layout, job.plan, job.config.model, job.config.seed)
+    if ray.is_initialized():
+        model = model.to(get_device())
+    return TrainState(model=model, optimiser=adam(model, job.config))
+
+
+def _sentence(error: Exception) -> str:
+    """The first worker's own reason, without the traceback around it."""
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values())) if failures else error
+    reason = str(cause).strip().splitlines()[-1][:300] if str(cause).strip() else type(cause).__name__
+    return (
+        f"training on Ray failed, {MAX_FAILURES} restarts included ({type(cause).__name__}: {reason}): free memory, "
+        "lower batch_size or num_workers, or set num_workers to 0 to train in one process"
+    )
+
+
+@contextlib.contextmanager
+def _printing(path: Path) -> Iterator[None]:
+    """Print the lines that are appended to `path` as they come."""
+    done = threading.Event()
+
+    def follow() -> None:
+        path.touch()
+        with path.open() as stream:
+            while True:
+                last_look = done.wait(0.2)
+                for line in stream:
+                    print(line, end="", flush=True)
+                if last_look:
+                    return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _interrupt_handler_kept() -> Iterator[None]:
+    """Put back the SIGINT handler that Ray Train replaces."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
