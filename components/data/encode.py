@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from narrowcast.components.data.columns import to_text
 from narrowcast.components.data.encoded import SPLITS
 from narrowcast.components.data.encoder import Encoder, Fitting
+from narrowcast.components.data.progress import watched
 from narrowcast.components.data.schema import LABEL, ROW_ID, SPLIT, TIMESTAMP, Schema
 from narrowcast.errors import NarrowcastError, nearest
 from narrowcast.records import StepRecord, write_json, writing_directory
@@ -34,8 +36,8 @@ def encode(frame: str | Path, schema: Schema, target: str | Path) -> None:
         write_json(folder / "layout.json", asdict(encoder.layout))
         writers = {name: _SplitWriter(folder / name, encoder, rows[name]) for name in SPLITS}
         groups = _Groups(encoder)
-        for batch in _batches(path, schema):
-            split = batch.column(SPLIT)
+        for batch in _batches(path, schema, "encoding"):
+            split = to_text(batch.column(SPLIT))
             group_B = groups.number(batch)
             for name, writer in writers.items():
                 kept = pc.equal(split, name)
@@ -47,14 +49,15 @@ def _fit(path: Path, schema: Schema) -> tuple[Encoder, dict[str, int]]:
     """The encoder, and the rows by split."""
     fitting = Fitting(schema)
     rows = dict.fromkeys(SPLITS, 0)
-    for batch in _batches(path, schema):
-        for counted in pc.value_counts(batch.column(SPLIT)).to_pylist():
+    for batch in _batches(path, schema, "counting ids"):
+        split = to_text(batch.column(SPLIT))
+        for counted in pc.value_counts(split).to_pylist():
             if counted["values"] not in rows:
                 raise NarrowcastError(
                     f"{path} has {counted['counts']} rows of split '{counted['values']}': run the features step again"
                 )
             rows[counted["values"]] += counted["counts"]
-        training = batch.filter(pc.equal(batch.column(SPLIT), SPLITS[0]))
+        training = batch.filter(pc.equal(split, SPLITS[0]))
         fitting.update({name: training.column(name) for name in schema.input_names})
     for name, count in rows.items():
         if count == 0:
@@ -64,7 +67,7 @@ def _fit(path: Path, schema: Schema) -> tuple[Encoder, dict[str, int]]:
     return fitting.finish(), rows
 
 
-def _batches(path: Path, schema: Schema) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, schema: Schema, doing: str) -> Iterator[pa.RecordBatch]:
     columns = [ROW_ID, *([TIMESTAMP] if schema.timestamp else []), LABEL, SPLIT, *schema.input_names]
     try:
         with pq.ParquetFile(path) as file:
@@ -73,7 +76,7 @@ def _batches(path: Path, schema: Schema) -> Iterator[pa.RecordBatch]:
                     raise NarrowcastError(
                         f"{path} has no column '{column}': {nearest(column, file.schema_arrow.names)}"
                     )
-            yield from file.iter_batches(BATCH_ROWS, columns=columns)
+            yield from watched(file.iter_batches(BATCH_ROWS, columns=columns), doing, file.metadata.num_rows)
     except (OSError, pa.ArrowInvalid) as error:
         raise NarrowcastError(f"{path} cannot be read ({str(error)[:200]}): run the features step again") from None
 
@@ -110,7 +113,7 @@ class _SplitWriter:
         self.dense_BN[rows] = inputs.dense_BN
         for name, values_BL in inputs.sequences.items():
             self.sequences[name][rows] = values_BL
-        self.label_B[rows] = batch.column(LABEL).to_numpy(zero_copy_only=False)
+        self.label_B[rows] = _clicks(batch.column(LABEL))
         self.row_id_B[rows] = batch.column(ROW_ID).to_numpy()
         if TIMESTAMP in batch.schema.names:
             self.time_B[rows] = batch.column(TIMESTAMP).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
@@ -118,6 +121,14 @@ class _SplitWriter:
         self.at += len(batch)
         self.positives += int(self.label_B[rows].sum())
         self.unknown += (inputs.ids_BF == 0).sum(0)
+
+
+def _clicks(label: pa.Array) -> NDArray[np.uint8]:
+    values = label.to_numpy(zero_copy_only=False)
+    if not np.isin(values, (0, 1)).all():
+        count = int((~np.isin(values, (0, 1))).sum())
+        raise NarrowcastError(f"{count} rows of the frame have a label other than 0 and 1: validate the frame first")
+    return values.astype(np.uint8)
 
 
 class _Groups:
@@ -134,7 +145,7 @@ class _Groups:
     def number(self, batch: pa.RecordBatch) -> NDArray[np.int32]:
         if not self.user:
             return np.zeros(len(batch), np.int32)
-        encoded = batch.column(self.user).dictionary_encode(null_encoding="encode")
+        encoded = to_text(batch.column(self.user)).dictionary_encode(null_encoding="encode")
         found = np.empty(len(encoded.dictionary), np.int32)
         for i, value in enumerate(encoded.dictionary.to_pylist()):
             if value not in self.numbers:

@@ -50,9 +50,9 @@ class Encoder:
     def transform(self, columns: Mapping[str, Values]) -> Batch:
         """Encode one value a row for every input of the schema; a single value stands for all rows.
 
-        A categorical may be text or a number, a sequence a list of them. None is a missing value: the field's own id
-        where training knew missing ones, else out-of-vocabulary; an empty sequence; a numeric's mean. So is NaN where
-        the field is nullable. Sequences keep their first `max_length` elements, the history its last.
+        A categorical may be text or a number, a sequence a list of them. None is a missing value: the id of "missing"
+        where a nullable field had such in training, else out-of-vocabulary; an empty sequence; a numeric's 0 after
+        scaling. NaN is missing too where the field is nullable. Sequences keep their first `max_length` elements, the history its last.
         Raises NarrowcastError naming the field that is absent, of the wrong type or length, or holds NaN or infinity.
         """
         arrays = {name: _arrow(field, _column(columns, name)) for name, field in self._fields.items()}
@@ -211,12 +211,11 @@ def _column(columns: Mapping[str, Values] | pd.DataFrame, name: str) -> Values:
 def _arrow(field: Field, values: Values) -> pa.Array:
     """The values as Arrow text, numbers, or lists of text, as the field's type says."""
     try:
-        if isinstance(values, pa.Array | pa.ChunkedArray):
-            array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        elif isinstance(values, pd.Series):
-            array = pa.array(values.to_numpy(), from_pandas=field.type != "numeric")
-        else:
-            array = pa.array(values, from_pandas=field.type != "numeric")
+        array = values
+        if not isinstance(array, pa.Array | pa.ChunkedArray):
+            array = pa.array(array, from_pandas=field.type != "numeric" or field.nullable)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
         if field.type == "categorical":
             return to_text(array)
         if field.type == "sequence":
@@ -224,14 +223,15 @@ def _arrow(field: Field, values: Values) -> pa.Array:
         array = plain(array)
         if pa.types.is_string(array.type) or pa.types.is_nested(array.type) or pa.types.is_temporal(array.type):
             raise pa.ArrowInvalid(f"{array.type} values are not numbers")
-        return array.cast(pa.float64(), safe=False)
+        array = array.cast(pa.float64(), safe=False)
+        return pc.if_else(pc.is_nan(array), None, array) if field.nullable else array
     except (pa.ArrowException, OverflowError) as error:
         wanted = {"categorical": "text", "numeric": "numbers", "sequence": "lists of text"}[field.type]
         raise NarrowcastError(f"input '{field.name}' must be {wanted}: {' '.join(str(error).split())[:120]}") from None
 
 
 def _transformed(field: Field, numbers: pa.Array) -> NDArray[np.float64]:
-    """float64, null and allowed NaN as 0, on the scale that the mean and deviation are taken on."""
+    """float64, null as 0, on the scale that the mean and deviation are taken on."""
     values = np.array(pc.fill_null(numbers, 0.0))
     if not np.isfinite(values).all():
         raise NarrowcastError(

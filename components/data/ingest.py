@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from narrowcast.components.data.columns import LISTS, TIME, to_lists, to_number, to_text, to_time
+from narrowcast.components.data.progress import watched
 from narrowcast.components.data.raw import read_batches
 from narrowcast.components.data.schema import HISTORY, LABEL, ROW_ID, TIMESTAMP, Field, Owner, Schema, Source, Table
 from narrowcast.errors import NarrowcastError
@@ -64,7 +65,7 @@ class _Reader:
 
     def __init__(self, raw: Path, source: Source, columns: Iterable[str]) -> None:
         self.path = raw / source.path
-        self.batches = read_batches(raw, source, list(dict.fromkeys(columns)))
+        self.batches = watched(read_batches(raw, source, list(dict.fromkeys(columns))), f"reading {source.path}")
         self.faults = _Faults(self.path)
         self.rows = 0
         self.batch: pa.RecordBatch = None
@@ -108,9 +109,7 @@ class _Reader:
         try:
             return convert(values)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise NarrowcastError(
-                f"{self.path}, column '{column}': {len(values)} {values.type} values are no {kind}"
-            ) from None
+            raise NarrowcastError(f"{self.path}, column '{column}' is {values.type}, not {kind}") from None
 
 
 class _NotBinaryError(Exception):

@@ -298,7 +298,7 @@ def _check(schema: Schema) -> None:
         ("histories", schema.history and schema.history.initial_column),
     ):
         if table in schema.sources and not used:
-            need = "history.initial_column" if table == "histories" else f"a {table[:-1]} key"
+            need = "history.initial_column" if table == "histories" else f"{table[:-1]} key"
             raise NarrowcastError(f"{where} has a source '{table}' but no {need}: name it or remove the source")
     for role, key in (("user", schema.user), ("item", schema.item)):
         if key is None:
