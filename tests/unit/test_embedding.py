@@ -1,0 +1,137 @@
+"""The embedding layer against a plain reference, over random plans."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from narrowcast.components.data.encoded import Layout
+from narrowcast.components.train.embedding import EmbeddingLayer, EmbeddingTable
+from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
+from narrowcast.errors import NarrowcastError
+
+WIDTH = 6
+LAYOUT = Layout(
+    categorical=("user_id", "type", "item_id"),
+    numeric=(),
+    sequences=("history",),
+    table_of={"user_id": "user_id", "type": "type", "item_id": "item_id", "history": "item_id"},
+    table_rows={"user_id": 9, "type": 3, "item_id": 7},
+)
+
+
+@st.composite
+def table_plans(draw):
+    rows = draw(st.integers(1, 30))
+    kept = draw(st.integers(1, rows))
+    cuts = sorted(draw(st.sets(st.integers(1, kept - 1), max_size=3))) if kept > 1 else []
+    form = draw(st.sampled_from(["plain", "inner", "projection"]))
+    internal = draw(st.integers(1, WIDTH)) if form == "projection" else WIDTH
+    columns = st.sets(st.integers(0, internal - 1)).map(lambda chosen: tuple(sorted(chosen)))
+    return TablePlan(
+        rows=rows,
+        blocks=tuple(
+            Block(start=start, stop=stop, columns=draw(columns))
+            for start, stop in zip([0, *cuts], [*cuts, kept], strict=True)
+        ),
+        projection=internal if form == "projection" else None,
+        inner_width=draw(st.integers(1, 12)) if form == "inner" else None,
+    )
+
+
+def reference_row(table: EmbeddingTable, row: int) -> torch.Tensor:
+    """One row by the plan's words: fall back, fold, mask, project."""
+    row = row if row < table.plan.kept_rows else 0
+    values = table.weight_Rk[row]
+    if table.core_kD is not None:
+        values = sum(values[k] * table.core_kD[k] for k in range(len(values)))
+    block = next(b for b in table.plan.blocks if b.start <= row < b.stop)
+    values = torch.stack([v if c in block.columns else torch.zeros(()) for c, v in enumerate(values)])
+    return values if table.lift_dD is None else values @ table.lift_dD
+
+
+@settings(max_examples=60, deadline=None)
+@given(table_plans(), st.integers(0, 2**31))
+def test_lookup_equals_the_plain_reference(plan, seed):
+    table = EmbeddingTable(plan, WIDTH, torch.Generator().manual_seed(seed))
+    ids = torch.arange(plan.rows)
+    expected = torch.stack([reference_row(table, i) for i in range(plan.rows)])
+    torch.testing.assert_close(table(ids), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(table.folded(), table.rows(ids[: plan.kept_rows]), rtol=0, atol=0)
+
+
+def test_kept_rows_start_from_the_values_of_the_full_table():
+    full = EmbeddingLayer(LAYOUT, full_plan(LAYOUT.table_rows, WIDTH), seed=3).tables["item_id"]
+    small_plan = TablePlan(
+        rows=7, blocks=(Block(start=0, stop=2, columns=(0, 1)), Block(start=2, stop=5, columns=(0,)))
+    )
+    plan = Plan(width=WIDTH, tables={**full_plan(LAYOUT.table_rows, WIDTH).tables, "item_id": small_plan})
+    small = EmbeddingLayer(LAYOUT, plan, seed=3).tables["item_id"]
+    assert torch.equal(small.weight_Rk, full.weight_Rk[:5])
+
+
+def test_masked_columns_and_dropped_rows_get_no_gradient():
+    plan = TablePlan(rows=9, blocks=(Block(start=0, stop=2, columns=(0, 2)), Block(start=2, stop=4, columns=())))
+    table = EmbeddingTable(plan, 3, torch.Generator().manual_seed(0))
+    table(torch.arange(9)).sum().backward()
+    expected = torch.tensor([[6.0, 0.0, 6.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(table.weight_Rk.grad, expected)  # row 0 also answers for the five dropped rows
+
+
+def test_inner_width_starts_with_the_plain_tables_variance_and_moves_every_row():
+    plain = full_plan({"t": 4000}, 16).tables["t"]
+    inner = full_plan({"t": 4000}, 16, inner_width=64).tables["t"]
+    tables = [EmbeddingTable(p, 16, torch.Generator().manual_seed(1)) for p in (plain, inner)]
+    stds = [table.folded().std().item() for table in tables]
+    assert stds[1] == pytest.approx(stds[0], rel=0.05)
+    factored = tables[1]
+    before = factored.folded().clone()
+    factored(torch.tensor([3, 5])).sum().backward()
+    w2, w1 = factored.weight_Rk.detach().clone(), factored.core_kD.detach().clone()
+    gradient = torch.zeros(4000, 16)
+    gradient[[3, 5]] = 1.0
+    rate = 1e-3
+    with torch.no_grad():
+        factored.weight_Rk -= rate * factored.weight_Rk.grad
+        factored.core_kD -= rate * factored.core_kD.grad
+    update = -rate * (gradient @ w1.T @ w1 + w2 @ w2.T @ gradient)  # to first order in the rate
+    torch.testing.assert_close(factored.folded() - before, update, rtol=1e-2, atol=2e-6)
+    assert (update.abs().sum(1) > 0).all()
+
+
+def test_tokens_are_table_rows_and_means_over_the_sequence():
+    layer = EmbeddingLayer(LAYOUT, full_plan(LAYOUT.table_rows, WIDTH), seed=0)
+    ids_BF = torch.tensor([[8, 2, 6], [0, 0, 1]], dtype=torch.int32)
+    history_BL = torch.tensor([[1, 4, 0, -1], [-1, -1, -1, -1]], dtype=torch.int32)
+    found = layer(ids_BF, {"history": history_BL})
+    items = layer.tables["item_id"].weight_Rk
+    assert found.shape == (2, 4, WIDTH)
+    assert torch.equal(found[0, 2], items[6])
+    torch.testing.assert_close(found[0, 3], (items[1] + items[4] + items[0]) / 3)
+    assert torch.equal(found[1, 3], torch.zeros(WIDTH))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 1000))
+def test_padding_does_not_change_a_sequence(length, padding, seed):
+    layer = EmbeddingLayer(LAYOUT, full_plan(LAYOUT.table_rows, WIDTH), seed=0)
+    history = torch.from_numpy(np.random.default_rng(seed).integers(0, 7, (1, length)))
+    padded = torch.nn.functional.pad(history, (0, padding), value=-1)
+    ids_BF = torch.zeros(1, 3, dtype=torch.int32)
+    torch.testing.assert_close(layer(ids_BF, {"history": history}), layer(ids_BF, {"history": padded}))
+
+
+@pytest.mark.parametrize("name", ["items", "type", "forward", "training", "half"])
+def test_any_field_name_may_be_a_table(name):
+    layout = Layout(categorical=(name,), numeric=(), sequences=(), table_of={name: name}, table_rows={name: 3})
+    layer = EmbeddingLayer(layout, full_plan(layout.table_rows, 2), seed=0)
+    assert layer(torch.tensor([[2]]), {}).shape == (1, 1, 2)
+    assert list(layer.tables) == [name]
+
+
+def test_a_plan_of_other_data_is_refused():
+    with pytest.raises(NarrowcastError, match="table 'user_id' is for 5 rows, the data has 9"):
+        EmbeddingLayer(LAYOUT, full_plan({**LAYOUT.table_rows, "user_id": 5}, WIDTH), seed=0)
+    with pytest.raises(NarrowcastError, match="no table 'user_id'"):
+        EmbeddingLayer(LAYOUT, full_plan({"user": 9, "type": 3, "item_id": 7}, WIDTH), seed=0)
