@@ -33,7 +33,12 @@ def curves(series: Sequence[Series], *, title: str, label: str) -> Markup:
     y = Scale(low=low, high=high, start=BOTTOM, stop=TOP)
     ticks = epochs[:: max(1, -(-len(epochs) // 10))]
     parts = axes(
-        Scale(low=x.low, high=x.high, start=LEFT, stop=RIGHT), y, x_title="epoch", y_title=title, x_format=count, x_ticks=[]
+        Scale(low=x.low, high=x.high, start=LEFT, stop=RIGHT),
+        y,
+        x_title="epoch",
+        y_title=title,
+        x_format=count,
+        x_ticks=[],
     )
     parts += [text(x(e), BOTTOM + 18, count(e), "tick", "middle") for e in ticks]
     for s in series:
@@ -76,7 +81,9 @@ def frontier(points: Sequence[Point], budget: float | None, *, label: str) -> Ma
         parts.append(text(x(budget) + (-6 if at_left else 6), TOP + 6, words, "note", "end" if at_left else None))
         taken.append((x(budget) - 6, TOP, x(budget) + 6, BOTTOM))
         width = 6.6 * len(words)
-        taken.append((x(budget) - width if at_left else x(budget), TOP - 8, x(budget) + (0 if at_left else width), TOP + 10))
+        taken.append(
+            (x(budget) - width if at_left else x(budget), TOP - 8, x(budget) + (0 if at_left else width), TOP + 10)
+        )
     order = {"trial": 0, "reference": 1, "full": 2, "compact": 3}
     for p in sorted(points, key=lambda p: order[p.kind]):
         hint = element("title", f"{p.name}: {byte_size(p.stored_bytes)}, AUC {four_decimals(p.auc)}")
@@ -148,12 +155,19 @@ def squares(full_bytes: float, packed_bytes: float, *, label: str) -> Markup:
     small = max(2.0, side * min(1.0, packed_bytes / full_bytes) ** 0.5)
     parts = [
         element("rect", x=1, y=1, width=side, height=side, rx=3, class_="area full"),
-        element("rect", x=1, y=1 + side - small, width=small, height=small, rx=min(3.0, small / 4), class_="area compact"),
+        element(
+            "rect", x=1, y=1 + side - small, width=small, height=small, rx=min(3.0, small / 4), class_="area compact"
+        ),
         text(12, 24, f"full {byte_size(full_bytes)}", "name"),
     ]
     inside = small > 110
     parts.append(
-        text(10 if inside else small + 10, side - 9, f"packed {byte_size(packed_bytes)}", "name inside" if inside else "name strong")
+        text(
+            10 if inside else small + 10,
+            side - 9,
+            f"packed {byte_size(packed_bytes)}",
+            "name inside" if inside else "name strong",
+        )
     )
     return drawing(side + 2, side + 2, label, *parts, class_="squares")
 
@@ -204,7 +218,16 @@ def _mark(x: float, y: float, kind: str, *inside: Markup) -> Markup:
     if kind == "full":
         return element("rect", *inside, x=x - 5, y=y - 5, width=10, height=10, class_="dot full")
     if kind == "reference":
-        return element("rect", *inside, x=x - 4.5, y=y - 4.5, width=9, height=9, class_="dot reference", transform=f"rotate(45 {x:.2f} {y:.2f})")
+        return element(
+            "rect",
+            *inside,
+            x=x - 4.5,
+            y=y - 4.5,
+            width=9,
+            height=9,
+            class_="dot reference",
+            transform=f"rotate(45 {x:.2f} {y:.2f})",
+        )
     radius = 6 if kind == "compact" else 4.5
     return element("circle", *inside, cx=x, cy=y, r=radius, class_=f"dot {kind}")
 

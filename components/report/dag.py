@@ -1,5 +1,6 @@
 """The run as a picture: every step with its duration and rows, wide for a desk and tall for a phone."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Node:
 
 
 def wide_dag(records: Mapping[str, StepRecord | None]) -> Markup:
-    """Data steps on the first line; below, the full model beside search, retraining and packing, then what joins them."""
+    """Data steps on the first line; below, the full model beside the compact one, then what joins them."""
     pitch, width, bus = 184.0, 160.0, 104.0
     nodes = {step: Node(step=step, x=i * pitch, y=1, width=width) for i, step in enumerate(DATA_STEPS)}
     nodes["train"] = Node(step="train", x=0, y=132, width=width)
@@ -53,7 +54,13 @@ def wide_dag(records: Mapping[str, StepRecord | None]) -> Markup:
     for branch in ("train", "search"):
         end = at(branch)
         lines.append(
-            [(at("encode").centre, at("encode").bottom), (at("encode").centre, bus), (-20, bus), (-20, end.middle), (0, end.middle)]
+            [
+                (at("encode").centre, at("encode").bottom),
+                (at("encode").centre, bus),
+                (-20, bus),
+                (-20, end.middle),
+                (0, end.middle),
+            ]
         )
     lines += [[(at(a).right, at(a).middle), (at(b).x, at(b).middle)] for a, b in _pairs(COMPACT_STEPS)]
     lines += [[(at(a).right, at(a).middle), (at(b).x, at(b).middle)] for a, b in _pairs(LAST_STEPS)]
@@ -70,7 +77,8 @@ def tall_dag(records: Mapping[str, StepRecord | None]) -> Markup:
     nodes = {step: Node(step=step, x=1, y=1 + i * pitch, width=width) for i, step in enumerate(DATA_STEPS)}
     nodes["train"] = Node(step="train", x=1, y=1 + 6 * pitch, width=half)
     nodes |= {
-        step: Node(step=step, x=1 + width - half, y=1 + i * pitch, width=half) for i, step in enumerate(COMPACT_STEPS, 6)
+        step: Node(step=step, x=1 + width - half, y=1 + i * pitch, width=half)
+        for i, step in enumerate(COMPACT_STEPS, 6)
     }
     nodes |= {step: Node(step=step, x=1, y=1 + i * pitch, width=width) for i, step in enumerate(LAST_STEPS, 9)}
     pairs = [*_pairs(DATA_STEPS), *_pairs(COMPACT_STEPS), *_pairs(LAST_STEPS)]
@@ -90,7 +98,7 @@ def rows_line(record: StepRecord) -> str:
 
 
 def _pairs(steps: tuple[str, ...]) -> list[tuple[str, str]]:
-    return list(zip(steps[:-1], steps[1:], strict=True))
+    return list(itertools.pairwise(steps))
 
 
 def _draw(
@@ -140,6 +148,8 @@ def _arrow_head(before: tuple[float, float], end: tuple[float, float]) -> Markup
 
 def _description(records: Mapping[str, StepRecord | None]) -> str:
     told = [
-        f"{step} {duration(r.seconds)}, {rows_line(r)}".replace(NARROW_SPACE, " ") for step, r in records.items() if r is not None
+        f"{step} {duration(r.seconds)}, {rows_line(r)}".replace(NARROW_SPACE, " ")
+        for step, r in records.items()
+        if r is not None
     ]
     return "The steps in order, train beside search, retrain and compact: " + "; ".join(told)

@@ -116,7 +116,9 @@ def learning(run: Run) -> str:
             auc = four_decimals(metrics["validation"]["auc"])
             told.append(f"the {name} model is best after epoch {metrics['best_epoch']}, at a validation AUC of {auc}")
             if metrics["resumed_from_epoch"] is not None:
-                resumed.append(f"The {name} model went on from epoch {metrics['resumed_from_epoch']} after a worker was lost.")
+                resumed.append(
+                    f"The {name} model went on from epoch {metrics['resumed_from_epoch']} after a worker was lost."
+                )
     return " ".join([sentence(join(told)), *resumed])
 
 
@@ -139,7 +141,11 @@ def frontier(points: Sequence[Point], budget: float) -> str:
     if full:
         told += f", {times(full.stored_bytes, compact.stored_bytes)} less than the full tables"
     trials = sum(p.kind == "trial" for p in points)
-    return f"{told}; {trials} {'trial was' if trials == 1 else 'trials were'} measured on the way." if trials else f"{told}."
+    return (
+        f"{told}; {trials} {'trial was' if trials == 1 else 'trials were'} measured on the way."
+        if trials
+        else f"{told}."
+    )
 
 
 def calibration(ratio: float | None) -> str:
@@ -148,7 +154,8 @@ def calibration(ratio: float | None) -> str:
         return ""
     if abs(ratio - 1) < 0.0005:
         return "The packed model predicts as many clicks as there were."
-    return f"The packed model predicts {percent(abs(ratio - 1))} {'more' if ratio > 1 else 'fewer'} clicks than there were."
+    difference = f"{percent(abs(ratio - 1))} {'more' if ratio > 1 else 'fewer'}"
+    return f"The packed model predicts {difference} clicks than there were."
 
 
 def validation(checks: Sequence[Mapping[str, Any]]) -> str:
@@ -163,8 +170,8 @@ def drift(psi: Mapping[str, float], limit: float) -> str:
     worst = max(sorted(psi), key=lambda name: psi[name])
     over = sorted(name for name, value in psi.items() if value > limit)
     return (
-        f"From the training period to the later one {worst} moves most: {three_decimals(psi[worst])} against a limit of "
-        f"{plain(limit)}." + (f" Over the limit: {join(over)}." if over else "")
+        f"From the training period to the later one {worst} moves most: {three_decimals(psi[worst])} against a limit "
+        f"of {plain(limit)}." + (f" Over the limit: {join(over)}." if over else "")
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-NONE = "–"
+NONE = "\u2013"
 NARROW_SPACE = "\u202f"
 
 
@@ -61,10 +61,10 @@ def three_decimals(value: float) -> str:
 
 
 def times(numerator: float | None, denominator: float | None) -> str:
-    """How many times larger: 10.2×, 104×."""
+    """How many times larger: 3 figures and a multiplication sign."""
     if not numerator or not denominator:
         return NONE
-    return three_digits(numerator / denominator) + "×"
+    return three_digits(numerator / denominator) + "\u00d7"
 
 
 def three_digits(value: float) -> str:

@@ -58,11 +58,13 @@ def write_run(folder: Path) -> dict[str, str]:
     rows = dict.fromkeys(STEPS, (99_988, 99_988)) | {"checkout": (0, 0), "deploy": (0, 0), "evaluate": (9_999, 9_999)}
     rows["validate_raw"] = (100_000, 99_988)
     rows["ingest"] = (100_000, 100_000)
+    splits = {"train": 79_990, "validation": 9_999, "test": 9_999}
     for step, took in zip(STEPS, seconds, strict=True):
         taken, given = rows[step]
         refused = {"column 'age' has values over 120": taken - given} if taken != given else {}
         metrics = {"stored_bytes": 12345.0, "ratio": 9.87} if step == "compact" else {}
-        record = StepRecord(step=step, rows_in=taken, rows_out=given, refused=refused, metrics=metrics)
+        details = {"rows": splits, "positives": {k: n // 2 for k, n in splits.items()}} if step == "encode" else {}
+        record = StepRecord(step=step, rows_in=taken, rows_out=given, refused=refused, metrics=metrics, details=details)
         record.save(folder / step)
         written = read_json(folder / step / "step.json")
         write_json(folder / step / "step.json", {**written, "seconds": took})
@@ -155,17 +157,38 @@ def write_run(folder: Path) -> dict[str, str]:
         ("quality_full", "test AUC is 0.7577 packed and 0.7584 full: the loss of 0.0007 is within the limit of 0.005"),
         ("quality_champion", "no champion is deployed, so there is nothing to fall behind"),
         ("bytes", f"the packed tables weigh {plan.stored_bytes()} bytes, within the budget of {budget}"),
-        ("parity_packed", "packed and retrained probabilities differ by at most 0.00311, within the manifest's bound of 0.00622"),
+        (
+            "parity_packed",
+            "packed and retrained probabilities differ by at most 0.00311, within the manifest's bound of 0.00622",
+        ),
         ("latency", "ranking 100 candidates over HTTP takes 7.1 ms in the median, within the limit of 200 ms"),
-        ("parity_served", "served and packed probabilities of 2000 test rows differ by at most 5.96e-08, within the bound of 1e-06"),
-        ("server", "the server boots and answers its sample request 0 from the expected probabilities, within the bound of 0.00622"),
+        (
+            "parity_served",
+            "served and packed probabilities of 2000 test rows differ by at most 5.96e-08, within the bound of 1e-06",
+        ),
+        (
+            "server",
+            "the server boots and answers its sample request 0 from what is expected, within the limit of 1e-06",
+        ),
     ]
     limits = {"quality_full": 0.005, "bytes": budget, "latency": 200.0}
-    curve = [(0.12, 0.14), (0.26, 0.27), (0.35, 0.33), (0.44, 0.45), (0.52, 0.5), (0.59, 0.6), (0.66, 0.64), (0.73, 0.74), (0.8, 0.78), (0.9, 0.88)]
+    curve = [
+        (0.12, 0.14),
+        (0.26, 0.27),
+        (0.35, 0.33),
+        (0.44, 0.45),
+        (0.52, 0.5),
+        (0.59, 0.6),
+        (0.66, 0.64),
+        (0.73, 0.74),
+        (0.8, 0.78),
+        (0.9, 0.88),
+    ]
     evaluation = {
         "passed": True,
         "gates": [
-            {"name": n, "value": 7.1, "limit": limits.get(n), "passed": True, "sentence": sentence} for n, sentence in gates
+            {"name": n, "value": 7.1, "limit": limits.get(n), "passed": True, "sentence": sentence}
+            for n, sentence in gates
         ],
         "metrics": {
             "full": scores,
@@ -283,12 +306,16 @@ def test_page_tells_the_figures(finished_run, tmp_path):
     text = Outline(render(finished_run, tmp_path)).text
     plan = make_plan()
     ratio = plan.full_bytes() / plan.stored_bytes()
-    assert f"The compact model is {ratio:.1f}× smaller and loses 0.0007 AUC; it is deployed at http://127.0.0.1:43117" in text
+    assert (
+        f"The compact model is {ratio:.1f}\u00d7 smaller and loses 0.0007 AUC; it is deployed at http://127.0.0.1:43117"
+        in text
+    )
     for step in STEPS:
         assert step in text
     assert "100,000 → 99,988" in text
     assert "column 'age' has values over 120: 12" in text
     assert "2\u202fmin 54\u202fs of work" in text
+    assert "train79,99050.0\u202f%" in text
     assert "user_events moves most: 0.771 against a limit of 1." in text
 
 
@@ -325,7 +352,9 @@ def test_a_model_that_cannot_be_measured(run, tmp_path):
     evaluation["bytes"]["packed"] = None
     for gate in evaluation["gates"]:
         gate |= {"passed": False, "value": None, "limit": None, "sentence": "the file is broken"}
-    change(run, "evaluate", "evaluation.json", **evaluation | {"passed": False, "latency_ms": {}, "calibration_curve": []})
+    change(
+        run, "evaluate", "evaluation.json", **evaluation | {"passed": False, "latency_ms": {}, "calibration_curve": []}
+    )
     change(run, "deploy", "deployment.json", deployed=False, url=None, model_md5=None, reason="gates failed")
     text = Outline(render(run, tmp_path)).text
     assert "The compact model could not be measured; it is not deployed" in text
@@ -417,7 +446,17 @@ def test_summary_names_figures_failures_and_paths(finished_run):
         return captured.get()
 
     told = printed()
-    for words in ("0.7584", "0.7577", "\u22120.0007", "11.8× smaller", "7.11", "12.9", "7 of 7 passed", "100,000", MD5):
+    for words in (
+        "0.7584",
+        "0.7577",
+        "\u22120.0007",
+        "11.8\u00d7 smaller",
+        "7.11",
+        "12.9",
+        "7 of 7 passed",
+        "100,000",
+        MD5,
+    ):
         assert words in told
     assert "http://127.0.0.1:43117 (default)" in told
     assert "/tmp/[run]/report.html" in told
