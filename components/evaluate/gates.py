@@ -16,7 +16,14 @@ from narrowcast.components.data.encoded import EncodedData, Split
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.evaluate import served
 from narrowcast.components.evaluate.bootstrap import auc_difference_interval
-from narrowcast.components.evaluate.scores import Attempt, champion_scores, checkpoint_scores, packed_scores, sentence
+from narrowcast.components.evaluate.scores import (
+    Attempt,
+    NoChampionError,
+    champion_scores,
+    checkpoint_scores,
+    packed_scores,
+    sentence,
+)
 from narrowcast.components.serve import process
 from narrowcast.components.train.metrics import all_metrics, auc, calibration_curve
 from narrowcast.components.train.plan import Plan
@@ -127,13 +134,14 @@ def _quality_full(test: Split, scores: Mapping[str, Attempt]) -> tuple[float, st
 def _quality_champion(test: Split, scores: Mapping[str, Attempt], seed: int) -> tuple[float | None, str]:
     """The AUC that the challenger loses to the champion for certain: the interval's least loss."""
     packed = scores["packed"].get()
-    if reason := scores["champion"].failure:
-        return None, reason
-    champion = scores["champion"].get()
+    try:
+        champion = scores["champion"].get()
+    except NoChampionError as error:
+        return None, str(error)
     difference = auc(test.label_B, packed) - auc(test.label_B, champion)
     low, high = auc_difference_interval(test.label_B, packed, champion, seed=seed)
     text = f"test AUC is {difference:+.4f} from the champion's, 95 % interval {low:+.4f} to {high:+.4f}"
-    return -high, f"{text}: the certain loss is {max(-high, 0.0):.4f}"
+    return 0.0 - high, f"{text}: the certain loss is {max(0.0, 0.0 - high):.4f}"
 
 
 def _bytes(packed: Path) -> tuple[int, str]:

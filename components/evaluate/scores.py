@@ -28,21 +28,25 @@ def sentence(error: Exception) -> str:
     return text if isinstance(error, NarrowcastError) else f"{type(error).__name__}: {text}"
 
 
+class NoChampionError(NarrowcastError):
+    """There is no champion to compare with, and why."""
+
+
 class Attempt:
-    """What a function of a model returned, or how it failed: a bad model may fail in any way."""
+    """What a function of a model returned, or its `failure`: a bad model may fail in any way."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._found: Any = None
-        self.failure: str | None = None
+        self.failure: Exception | None = None
         try:
             self._found = work()
         except Exception as error:
-            self.failure = sentence(error)
+            self.failure = error
 
     def get(self) -> Any:
-        """Raises NarrowcastError with the failure's sentence."""
+        """Raises the failure, if there was one."""
         if self.failure is not None:
-            raise NarrowcastError(self.failure)
+            raise self.failure
         return self._found
 
 
@@ -58,14 +62,21 @@ def packed_scores(directory: str, test: Split) -> Scores:
 def champion_scores(champion: str, packed: str, rows: pd.DataFrame) -> Scores:
     """The champion's probabilities of the same rows, by its own encoder.
 
-    Raises NarrowcastError, saying why, where there is no champion to compare with.
+    Raises NoChampionError where there is none, none that loads, or one of another schema.
     """
     if not champion:
-        raise NarrowcastError("no champion is deployed, so there is nothing to fall behind")
-    if not Path(champion).is_dir():
-        raise NarrowcastError(f"the champion's folder {champion} is gone, so there is nothing to compare with")
-    model = PackedModel.load(champion)
+        raise NoChampionError("no champion is deployed, so there is nothing to fall behind")
+    try:
+        model = PackedModel.load(champion)
+    except NarrowcastError as error:
+        raise NoChampionError(f"the champion cannot be loaded, so there is nothing to fall behind ({error})") from None
     if model.schema.hash != Schema.load(Path(packed) / "schema.yaml").hash:
-        raise NarrowcastError("the champion was trained by another schema, so the two cannot be compared")
-    chunks = (rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH))
-    return np.concatenate([model.score({name: chunk[name] for name in model.schema.input_names}) for chunk in chunks])
+        raise NoChampionError("the champion was trained by another schema, so the two cannot be compared")
+    columns = {name: _with_none(rows[name]) for name in model.schema.input_names}
+    starts = range(0, len(rows), BATCH)
+    return np.concatenate([model.score({k: v[i : i + BATCH] for k, v in columns.items()}) for i in starts])
+
+
+def _with_none(values: pd.Series) -> list[Any]:
+    """Missing values as None, which the encoder takes for any type."""
+    return [value if isinstance(value, np.ndarray | list) or pd.notna(value) else None for value in values]

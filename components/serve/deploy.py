@@ -59,12 +59,13 @@ def deploy(
     elif not verdict["passed"]:
         failed = [gate["sentence"] for gate in verdict["gates"] if not gate["passed"]]
         reason = f"gates failed: {'; '.join(failed)}"
-    elif champion and champion.model_md5 == digest(packed_model) and champion.answers():
-        reason = f"this model already serves at {champion.url}"
     else:
         try:
-            serving, deployed = start(endpoint, home, packed_model=packed_model, feature_store=feature_store), True
+            serving = replace(endpoint, home, packed_model, feature_store)
+            deployed = serving != champion
             reason = "every gate passed and the server answered its sample request"
+            if not deployed:
+                reason = f"this model already serves at {serving.url}"
         except NarrowcastError as error:
             reason = f"the new server does not answer: {error}"
     with writing_directory(target) as folder:
@@ -81,44 +82,57 @@ def deploy(
         record.save(folder)
 
 
-def start(
-    endpoint: str, home: Location, *, packed_model: Location | None = None, feature_store: Location | None = None
-) -> Endpoint:
-    """Serve a packed model at the endpoint without asking any gate, or start again what was deployed there last.
+def replace(endpoint: str, home: Location, packed_model: Location, feature_store: Location) -> Endpoint:
+    """Serve a packed model at the endpoint, asking no gate; where it already serves and answers, it is left alone.
 
     The old server answers until the new one does; then the state file is switched and the old one ends.
 
     Raises:
         NarrowcastError: if the new server does not answer; the endpoint is then as it was.
     """
-    _check_name(endpoint)
+    if not endpoint or not all(letter.isalnum() or letter in "-_" for letter in endpoint):
+        raise NarrowcastError(f"'{endpoint}' cannot name an endpoint: use letters, digits, '-' and '_'")
+    md5 = digest(packed_model)
     with _locked(home, endpoint):
         old = _find(home, endpoint)
-        if packed_model is None or feature_store is None:
-            old = read_endpoint(home, endpoint)
-            if old.answers():
-                return old
-            model, store, md5 = Path(old.model_path), Path(old.store_path), old.model_md5
-        else:
-            md5 = digest(packed_model)
-            folder = _copy(Path(packed_model), Path(feature_store), _folder(home) / endpoint / md5)
-            model, store = folder / "model", folder / "store"
-        log = _folder(home) / endpoint / "server.log"
-        server = process.start(model, store, log, outlive=True)
-        new = Endpoint(
-            name=endpoint,
-            model=server.name,
-            url=server.url,
-            pid=server.pid,
-            model_path=str(model.resolve()),
-            model_md5=md5,
-            store_path=str(store.resolve()),
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        write_json(_state(home, endpoint), asdict(new))
-        if old:
-            process.stop(old.pid)
-        return new
+        if old and old.model_md5 == md5 and old.answers():
+            return old
+        with writing_directory(_folder(home) / endpoint / md5) as folder:
+            shutil.copytree(packed_model, folder / "model")
+            shutil.copytree(feature_store, folder / "store")
+        return _switch(endpoint, home, md5, old)
+
+
+def start(endpoint: str, home: Location) -> Endpoint:
+    """Serve again what was deployed at the endpoint last, unless it answers already, as after a reboot."""
+    with _locked(home, endpoint):
+        old = read_endpoint(home, endpoint)
+        return old if old.answers() else _switch(endpoint, home, old.model_md5, old)
+
+
+def _switch(endpoint: str, home: Location, md5: str, old: Endpoint | None) -> Endpoint:
+    """Start a server of the copied model `md5`, make it the endpoint's, and end the old one's."""
+    folder = (_folder(home) / endpoint / md5).resolve()
+    model, store = folder / "model", folder / "store"
+    server = process.start(model, store, folder / "server.log", outlive=True)
+    new = Endpoint(
+        name=endpoint,
+        model=server.name,
+        url=server.url,
+        pid=server.pid,
+        model_path=str(model),
+        model_md5=md5,
+        store_path=str(store),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_json(_state(home, endpoint), asdict(new))
+    if old:
+        process.stop(old.pid)
+    # A run may still be judging against the previous model; older ones nobody needs.
+    for other in folder.parent.iterdir():
+        if other.name not in {md5, old.model_md5 if old else md5}:
+            shutil.rmtree(other, ignore_errors=True)
+    return new
 
 
 def stop(endpoint: str, home: Location) -> dict[str, Any]:
@@ -174,11 +188,6 @@ def _state(home: Location, endpoint: str) -> Path:
     return _folder(home) / f"{endpoint}.json"
 
 
-def _check_name(endpoint: str) -> None:
-    if not endpoint or not all(letter.isalnum() or letter in "-_" for letter in endpoint):
-        raise NarrowcastError(f"'{endpoint}' cannot name an endpoint: use letters, digits, '-' and '_'")
-
-
 @contextlib.contextmanager
 def _locked(home: Location, endpoint: str) -> Iterator[None]:
     """One deployment at a time an endpoint; a second waits for the first."""
@@ -186,10 +195,3 @@ def _locked(home: Location, endpoint: str) -> Iterator[None]:
     with (_folder(home) / f".{endpoint}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _copy(model: Path, store: Path, target: Path) -> Path:
-    with writing_directory(target) as folder:
-        shutil.copytree(model, folder / "model")
-        shutil.copytree(store, folder / "store")
-    return target

@@ -78,7 +78,7 @@ def _last_words(log: Path) -> str:
     """The sentence that the server printed, or its log's last line."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     sentences = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return sentences[-1] if sentences else f"{lines[-1].strip() if lines else 'it said nothing'} (see {log})"
+    return sentences[-1] if sentences else lines[-1].strip() if lines else "it said nothing"
 
 
 def is_running(pid: int) -> bool:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,10 +80,16 @@ class Predictor(kserve.Model):
         """
         if not isinstance(payload, InferRequest):
             raise RequestError(f"only the v2 protocol is served: POST to /v2/models/{self.name}/infer")
+        identity = str(uuid.uuid4()) if payload.id is None else payload.id
+        if not isinstance(identity, str) or not identity.isprintable():
+            raise RequestError("the request's id is not printable text: send a plain one or none")
         probability_M, unknown = self.score([tensor.to_dict() for tensor in payload.inputs])
         output = InferOutput("probability", [len(probability_M)], "FP32", data=probability_M.tolist())
         parameters = {f"unknown_{key}": json.dumps(ids) for key, ids in unknown.items() if ids}
-        return InferResponse(payload.id, self.name, [output], parameters=parameters or None)
+        return InferResponse(identity, self.name, [output], parameters=parameters or None)
+
+    def explain(self, payload: Any, headers: dict[str, str] | None = None) -> InferResponse:
+        raise RequestError(f"no explanations are served: POST to /v2/models/{self.name}/infer")
 
     def score(self, tensors: list[Mapping[str, Any]]) -> tuple[np.ndarray, dict[str, list[str]]]:
         """Probabilities (float32, M) of a request's tensors, and the unknown ids by key name."""
@@ -200,6 +207,11 @@ def load_predictor(model: Path, store: Path, name: str | None = None) -> Predict
         raise NarrowcastError(f"{model} holds no packed model: give the folder that the compact step wrote")
     packed = PackedModel.load(model)
     features = OnlineFeatures.load(store)
+    if features.schema.hash != packed.schema.hash:
+        raise NarrowcastError(
+            f"the feature store {store} was built by another schema than the model {model} was trained by: give the store "
+            "of the model's own run"
+        )
     predictor = Predictor(name or packed.schema.name, packed, features)
     predictor.check_sample(model)
     predictor.ready = True

@@ -179,7 +179,6 @@ anything = st.recursive(
 def test_any_tensors_are_read_or_refused(tensors):
     try:
         request = parse(KEYLESS, tensors)
-    except RequestError as error:
-        assert "\n" not in str(error)
-    else:
-        assert {len(values) for values in request.columns.values()} == {request.num_candidates}
+    except RequestError:
+        return
+    assert {len(values) for values in request.columns.values()} == {request.num_candidates}

@@ -1,0 +1,270 @@
+"""One real server: what it answers, what it refuses and how it ends."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from narrowcast.components.compact.packed import PackedModel
+from narrowcast.components.data.encoded import EncodedData
+from narrowcast.components.features.online import OnlineFeatures
+from narrowcast.components.serve import client, process
+from narrowcast.components.serve.protocol import MAX_CANDIDATES, to_tensors
+from narrowcast.components.serve.server import claim_port, load_predictor
+from narrowcast.errors import NarrowcastError
+
+
+@pytest.fixture(scope="module")
+def server(tiny_run, tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    running = process.start(tiny_run.packed_model, tiny_run.feature_store, log, outlive=False)
+    yield running
+    process.stop(running.pid)
+
+
+def post(server, body, path=None, headers=None):
+    """Status and text of a raw POST."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    with contextlib.closing(connection):
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        path = path or f"/v2/models/{server.name}/infer"
+        connection.request("POST", path, sent, {"Content-Type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
+
+
+def get(server, path):
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def tensor(name, data, datatype="BYTES", shape=None):
+    return {"name": name, "shape": shape or [len(data)], "datatype": datatype, "data": data}
+
+
+def ranking(user="3", items=("1", "2", "0"), **others):
+    tensors = [tensor("user_id", [user]), tensor("item_id", list(items)), tensor("device", ["tv"])]
+    return [*tensors, *others.values()]
+
+
+def test_sample_request_and_metadata(server, tiny_run, tiny_schema):
+    sample = json.loads((tiny_run.packed_model / "sample_request.json").read_text())
+    answer = client.infer(server.url, server.name, sample["request"]["inputs"])
+    np.testing.assert_allclose(client.probabilities(answer), sample["expected"], atol=1e-6)
+    assert answer["outputs"][0]["datatype"] == "FP32"
+    assert answer["model_name"] == tiny_schema.name
+    status, text = get(server, f"/v2/models/{server.name}")
+    assert status == 200
+    assert [entry["name"] for entry in json.loads(text)["inputs"]] == list(tiny_schema.input_names)
+    assert client.is_ready(server.url, server.name)
+    assert not client.is_ready(server.url, "another")
+
+
+def test_looked_up_features_give_the_packed_models_scores(server, tiny_run):
+    items = [str(i) for i in range(12)]
+    answer = client.infer(server.url, server.name, ranking("5", items))
+    found = OnlineFeatures.load(tiny_run.feature_store).lookup("5", items)
+    given = {"user_id": ["5"] * 12, "item_id": items, "device": ["tv"] * 12, "price": [None] * 12}
+    packed = PackedModel.load(tiny_run.packed_model)
+    columns = {name: given.get(name, found.get(name)) for name in packed.schema.input_names}
+    np.testing.assert_allclose(client.probabilities(answer), packed.score(columns), atol=1e-6)
+    assert not answer.get("parameters")
+
+
+def test_a_given_input_replaces_the_looked_up_one(server):
+    plain = client.probabilities(client.infer(server.url, server.name, ranking()))
+    older = client.infer(server.url, server.name, ranking(age=tensor("age", [12], "INT64")))
+    empty = client.infer(server.url, server.name, ranking(history=tensor("history", ["[]"])))
+    assert client.probabilities(older) != plain
+    assert client.probabilities(empty) != plain
+
+
+def test_unknown_ids_are_answered_and_named(server):
+    answer = client.infer(server.url, server.name, ranking("nobody", ["1", "never", "nowhere", "never", ""]))
+    probabilities = client.probabilities(answer)
+    assert all(0 < p < 1 for p in probabilities)
+    assert probabilities[1] == pytest.approx(probabilities[2], abs=1e-6)
+    parameters = answer["parameters"]
+    assert json.loads(parameters["unknown_user_id"]) == ["nobody"]
+    assert json.loads(parameters["unknown_item_id"]) == ["never", "nowhere", ""]
+
+
+def test_rows_of_the_frame_score_as_encoded(server, tiny_run, tiny_schema):
+    rows = pd.read_parquet(tiny_run.frame / "frame.parquet").tail(50)
+    columns = {name: rows[name].tolist() for name in tiny_schema.input_names}
+    answer = client.infer(server.url, server.name, to_tensors(tiny_schema, columns))
+    test = EncodedData(tiny_run.encoded).split("test")
+    np.testing.assert_array_equal(test.row_id_B[-50:], rows["row_id"])
+    expected = PackedModel.load(tiny_run.packed_model).batch_scores(test.inputs.take(slice(len(test) - 50, None)))
+    np.testing.assert_allclose(client.probabilities(answer), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"),
+    [
+        (tensor("price", [float("nan")], "FP64"), "price"),
+        (tensor("price", [1.0, 2.0], "FP64"), "price"),
+        (tensor("price", ["cheap"]), "price"),
+        (tensor("age", [1e300], "FP64"), "age"),
+        (tensor("tags", ["no list"]), "tags"),
+        (tensor("city", ["\ud800"]), "city"),
+        (tensor("colour", ["red"]), "colour"),
+        (tensor("col\ud800our", ["red"]), None),
+    ],
+)
+def test_bad_inputs_are_400_and_named(server, bad, name):
+    status, text = post(server, {"inputs": ranking(bad=bad)})
+    assert status == 400, text
+    assert name is None or name in json.loads(text)["error"]
+
+
+def test_missing_and_too_many_are_400(server):
+    for left_out in ("user_id", "item_id", "device"):
+        status, text = post(server, {"inputs": [t for t in ranking() if t["name"] != left_out]})
+        assert status == 400
+        assert f"missing input '{left_out}'" in json.loads(text)["error"]
+    status, text = post(server, {"inputs": ranking(items=[str(i) for i in range(MAX_CANDIDATES + 1)])})
+    assert status == 400
+    assert "'item_id'" in text
+
+
+def test_garbage_is_the_clients_error(server):
+    infer = f"/v2/models/{server.name}/infer"
+    good = {"inputs": ranking()}
+    bodies = [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b"1", b'{"inputs": 5}', b'{"inputs": [{}]}', b"[" * 100_000]
+    bodies += [
+        b'{"inputs": [], "x": NaN}',
+        b'{"inputs": [{"name": "a", "shape": [NaN], "datatype": "FP32", "data": [NaN]}]}',
+    ]
+    bodies += [json.dumps({**good, "id": "\ud800"}).encode(), json.dumps({**good, "parameters": {"a": [1]}}).encode()]
+    headers = [
+        {},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/octet-stream"},
+        {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "x"},
+        {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "7"},
+        {"Content-Type": "application/cloudevents+json"},
+        {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "s", "ce-type": "t"},
+    ]
+    paths = [infer, f"/v1/models/{server.name}:predict", f"/v1/models/{server.name}:explain"]
+    paths += [f"/v2/repository/models/{server.name}/{verb}" for verb in ("load", "unload")]
+    for path in paths:
+        for extra in headers:
+            for body in bodies:
+                status, text = post(server, body, path, extra)
+                assert 400 <= status < 500, (path, extra, body[:60], status, text)
+    for extra in headers:
+        status, text = post(server, good, infer, extra)
+        assert status < 500, (extra, status, text)
+    assert post(server, good, "/v2/models/another/infer")[0] == 404
+    assert post(server, good)[0] == 200
+
+
+def test_binary_tensors_of_kserves_client(server):
+    from kserve import InferInput, InferRequest
+
+    tensors = [
+        InferInput("user_id", [1], "BYTES"),
+        InferInput("item_id", [2], "BYTES"),
+        InferInput("device", [1], "BYTES"),
+    ]
+    for sent, values in zip(tensors, (["3"], ["1", "2"], ["tv"]), strict=True):
+        sent.set_data_from_numpy(np.array(values, dtype=object))
+    body, length = InferRequest(server.name, tensors).to_rest()
+    extra = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(length)}
+    status, text = post(server, body, headers=extra)
+    assert status == 200, text
+    plain = client.probabilities(client.infer(server.url, server.name, ranking(items=("1", "2"))))
+    assert client.probabilities(json.loads(text)) == plain
+
+
+def test_metrics_count_what_happened(server):
+    def value(line_start):
+        lines = get(server, "/metrics")[1].splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(line_start))
+
+    names = {
+        "candidates": "narrowcast_candidates_total",
+        "unknown": f'narrowcast_unknown_ids_total{{key="item_id",model_name="{server.name}"}}',
+        "errors": "narrowcast_client_errors_total",
+        "kserve": "request_predict_seconds_count",
+        **{
+            s: f'narrowcast_stage_seconds_count{{model_name="{server.name}",stage="{s}"}}'
+            for s in ("lookup", "encode", "score")
+        },
+    }
+    before = {key: value(line) for key, line in names.items()}
+    client.infer(server.url, server.name, ranking(items=("1", "never")))
+    post(server, {"inputs": []})
+    risen = {key: value(line) - before[key] for key, line in names.items()}
+    assert risen == {"candidates": 2, "unknown": 1, "errors": 1, "kserve": 2, "lookup": 1, "encode": 1, "score": 1}
+
+
+def command(tiny_run, *others):
+    return [sys.executable, "-m", process.SERVER, "--model", str(tiny_run.packed_model), *others]
+
+
+def test_port_in_use_is_one_sentence_before_loading(server, tiny_run):
+    port = urlsplit(server.url).port
+    asked = command(tiny_run, "--store", str(tiny_run.feature_store), "--port", str(port))
+    ended = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port} (")
+    assert "Traceback" not in ended.stderr
+
+
+def test_bad_addresses_and_folders_are_sentences(tiny_run, tmp_path):
+    with pytest.raises(NarrowcastError, match=r"cannot listen on 127\.0\.0\.1:70000"):
+        claim_port("127.0.0.1", 70000)
+    with pytest.raises(NarrowcastError, match=r"cannot listen on no\.such\.host"):
+        claim_port("no.such.host.invalid", 0)
+    with pytest.raises(NarrowcastError, match="holds no packed model"):
+        load_predictor(tmp_path, tiny_run.feature_store)
+    with pytest.raises(NarrowcastError):
+        load_predictor(tiny_run.packed_model, tmp_path)
+
+
+def test_binds_loopback_only(server):
+    port = urlsplit(server.url).port
+    with socket.socket() as other, contextlib.suppress(OSError):
+        other.bind(("127.0.0.2", port))  # free unless the server took every address
+        return
+    pytest.fail("the server listens beyond 127.0.0.1")
+
+
+def test_sigterm_answers_what_runs_and_ends_with_status_0(tiny_run, tmp_path: Path):
+    announce = tmp_path / "server.json"
+    asked = command(tiny_run, "--store", str(tiny_run.feature_store), "--port", "0", "--announce", str(announce))
+    running = subprocess.Popen(asked, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not announce.is_file() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        told = json.loads(announce.read_text())
+        assert told["pid"] == running.pid
+        kept = http.client.HTTPConnection(urlsplit(told["url"]).netloc, timeout=10)
+        kept.request("GET", "/v2/health/ready")
+        assert kept.getresponse().read()
+        started = time.monotonic()
+        os.kill(running.pid, signal.SIGTERM)  # the open connection must not hold the server
+        _, errors = running.communicate(timeout=20)
+        assert running.returncode == 0, errors
+        assert time.monotonic() - started < 4
+        assert "Traceback" not in errors
+    finally:
+        running.kill()
+        running.wait()
