@@ -27,9 +27,7 @@ LOSSLESS_BOUND = 1e-6
 """Largest difference in probability between models of equal values: folding and batch size reorder float32 sums."""
 
 
-def pack(
-    checkpoint: str | Path, encoded: str | Path, frame: str | Path, schema: Schema, target: str | Path
-) -> None:
+def pack(checkpoint: str | Path, encoded: str | Path, frame: str | Path, schema: Schema, target: str | Path) -> None:
     """Write the packed model of `checkpoint` to `target`; see "The packed model" in docs/architecture.md.
 
     Raises NarrowcastError when the data are not those the checkpoint was trained on, or a value cannot be stored.
@@ -41,6 +39,8 @@ def pack(
     with writing_directory(target) as folder:
         write_tables(model, folder / "tables.safetensors")
         save_file({k: v.contiguous() for k, v in model.head.state_dict().items()}, folder / "weights.safetensors")
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes them for the owner alone; a server may run as another user
         write_json(folder / "model.json", model.config.to_json())
         write_json(folder / "layout.json", asdict(model.layout))
         model.plan.save(folder / "plan.json")
@@ -48,8 +48,7 @@ def pack(
         shutil.copytree(data.directory / "encoder", folder / "encoder")
         packed = PackedModel(folder)
         parity = measure_parity(model, packed, data)
-        rows = pd.read_parquet(Path(frame) / "frame.parquet", filters=[("split", "==", "test")])
-        write_json(folder / "sample_request.json", sample_request(rows, schema, packed))
+        write_json(folder / "sample_request.json", sample_request(read_test_rows(frame), schema, packed))
         write_json(folder / MANIFEST, manifest(model, schema, parity, folder))
         num_rows = sum(len(data.split(name)) for name in SPLITS)
         StepRecord(
@@ -63,6 +62,14 @@ def pack(
                 "max_difference": parity["max_difference"],
             },
         ).save(folder)
+
+
+def read_test_rows(frame: str | Path) -> pd.DataFrame:
+    path = Path(frame) / "frame.parquet"
+    try:
+        return pd.read_parquet(path, filters=[("split", "==", "test")])
+    except (OSError, ValueError) as error:
+        raise NarrowcastError(f"{path} cannot be read ({error}): run the validate_frame step again") from None
 
 
 def write_tables(model: CTRModel, path: Path) -> None:

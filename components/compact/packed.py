@@ -16,7 +16,7 @@ from narrowcast.components.compact.packed_table import PackedTable
 from narrowcast.components.data.encoded import Batch, Layout
 from narrowcast.components.data.encoder import Encoder
 from narrowcast.components.data.schema import Schema
-from narrowcast.components.train.embedding import tokens
+from narrowcast.components.train.embedding import PREFIX, tokens
 from narrowcast.components.train.model import ModelConfig, seeded_head, to_tensors
 from narrowcast.components.train.plan import Plan
 from narrowcast.errors import NarrowcastError
@@ -32,15 +32,16 @@ class PackedNetwork(nn.Module):
     def __init__(self, layout: Layout, plan: Plan, head: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.layout = layout
-        self.tables = nn.ModuleDict()
+        self.named_tables = nn.ModuleDict()
         for name in layout.table_rows:
             own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-            self.tables[name] = PackedTable(plan.table(name), plan.width, own)
+            self.named_tables[PREFIX + name] = PackedTable(plan.table(name), plan.width, own)
         self.head = head
 
     def forward(self, ids_BF: Tensor, dense_BN: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
         """Logits, B. `sequences` by field, each B x L."""
-        return self.head(tokens(self.layout, self.tables, ids_BF, sequences), dense_BN)
+        tables = {key.removeprefix(PREFIX): table for key, table in self.named_tables.items()}
+        return self.head(tokens(self.layout, tables, ids_BF, sequences), dense_BN)
 
 
 class PackedModel:
@@ -91,5 +92,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     """`manifest.json`, checked for its own format and content. Raises NarrowcastError."""
     manifest = read_json(Path(directory) / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise NarrowcastError(f"{directory} is no packed model of format {FORMAT}: run the compact step of this version")
+        raise NarrowcastError(
+            f"{directory} is no packed model of format {FORMAT}: run the compact step of this version"
+        )
     return manifest

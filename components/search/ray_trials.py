@@ -19,7 +19,7 @@ def run_on_ray(
     Ray starts a trial again whose worker dies. Raises NarrowcastError where a trial does, or where Ray gives up.
     """
     outcomes: dict[int, Outcome] = {}
-    with ray_session():
+    with ray_session(num_workers):
         task = ray.remote(num_cpus=1, max_retries=2)(run_trial)
         shared = ray.put(problem)
         waiting = list(enumerate(trials))

@@ -111,7 +111,9 @@ class Plan:
         data = read_json(path)
         try:
             tables = {
-                name: TablePlan(**{**t, "blocks": tuple(Block(**{**b, "columns": tuple(b["columns"])}) for b in t["blocks"])})
+                name: TablePlan(
+                    **{**t, "blocks": tuple(Block(**{**b, "columns": tuple(b["columns"])}) for b in t["blocks"])}
+                )
                 for name, t in data["tables"].items()
             }
             return cls(**{**data, "tables": tables})
@@ -120,7 +122,9 @@ class Plan:
 
     def table(self, name: str) -> TablePlan:
         if name not in self.tables:
-            raise NarrowcastError(f"the plan has no table '{name}': {nearest(name, self.tables)}; search again on this data")
+            raise NarrowcastError(
+                f"the plan has no table '{name}': {nearest(name, self.tables)}; search again on this data"
+            )
         return self.tables[name]
 
 
@@ -150,7 +154,9 @@ def _check(name: str, table: TablePlan, width: int) -> None:
     expected = 0
     for block in table.blocks:
         if block.start != expected or block.stop <= block.start:
-            raise NarrowcastError(f"{where}: block {block.start}-{block.stop} should start at row {expected} and not be empty")
+            raise NarrowcastError(
+                f"{where}: block {block.start}-{block.stop} should start at row {expected} and not be empty"
+            )
         if block.bits not in BITS:
             raise NarrowcastError(f"{where}: {block.bits} bits; possible are {', '.join(map(str, BITS))}")
         if list(block.columns) != sorted(set(block.columns)) or not all(0 <= c < internal for c in block.columns):

@@ -6,7 +6,7 @@ to the model's D.
 
 import math
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from narrowcast.components.search.registry import Method, Problem, register
 from narrowcast.components.train.plan import Block, Plan, TablePlan
@@ -38,9 +38,7 @@ def mixed_table(rows: int, dimension: int, width: int, bits: int) -> TablePlan:
     if dimension >= width:
         return plain
     columns = tuple(range(dimension))
-    lifted = TablePlan(
-        rows=rows, blocks=(Block(start=0, stop=rows, columns=columns, bits=bits),), projection=dimension
-    )
+    lifted = TablePlan(rows=rows, blocks=(Block(start=0, stop=rows, columns=columns, bits=bits),), projection=dimension)
     return min(plain, lifted, key=lambda table: table.stored_bytes(width))
 
 
@@ -66,7 +64,14 @@ def search(problem: Problem, config: MDEConfig) -> Plan:
     _refuse_inner_width(problem)
     doublings = range(math.ceil(math.log2(problem.width)))
     scales = sorted(
-        {1.0, *(2 ** (j + 0.5) * rows**config.alpha * (1 + 1e-9) for j in doublings for rows in problem.table_rows.values())}
+        {
+            1.0,
+            *(
+                2 ** (j + 0.5) * rows**config.alpha * (1 + 1e-9)
+                for j in doublings
+                for rows in problem.table_rows.values()
+            ),
+        }
     )
 
     def plan_of(scale: float) -> Plan:

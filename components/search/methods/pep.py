@@ -5,6 +5,8 @@ Ours: the explicit sparsity term and its growing weight, the rules by which a co
 giving the bytes left over back. Shape letters: R rows, D columns.
 """
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from narrowcast.components.search.registry import Method, Problem, register
-from narrowcast.components.train.embedding import EmbeddingTable
+from narrowcast.components.train.embedding import PREFIX, EmbeddingTable
 from narrowcast.components.train.fit import TrainConfig, adam, deterministic, shuffled_batches
 from narrowcast.components.train.model import CTRModel, to_tensors
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
@@ -30,18 +32,18 @@ class PEPConfig:
     """Thresholds by table and column, so that whole columns fall away.
 
     `start`: s before training, just under the logit of the tables' initial scale; far below it sigmoid(s) has no
-    gradient in float32 and pruning never begins. `threshold_rate`: Adam's step size for s. `sparsity`: weight of the
-    sparsity term, multiplied by `growth` at every step until the budget is reached. `floor`: the share of a column's
-    values (each row counted as often as training meets it) or of a row's values under which it counts as dropped.
-    `max_epochs` bounds the search.
+    gradient in float32 and pruning never begins, so s is held at or above it. `threshold_rate`: Adam's step size for
+    s. `sparsity`: weight of the sparsity term at first; it grows `growth`-fold an epoch, step by step, until the budget
+    is reached. `floor`: the share of a column's values (each row counted as often as training meets it) or of a row's
+    values under which it counts as dropped. `max_steps` bounds the search.
     """
 
     start: float = -7.0
     threshold_rate: float = 0.05
     sparsity: float = 1e-5
-    growth: float = 1.02
+    growth: float = 10.0
     floor: float = 0.5
-    max_epochs: int = 20
+    max_steps: int = 5000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,26 +92,29 @@ class Supernet:
         self.model = CTRModel(problem.data.layout, plan, self.training.model, problem.seed)
         self.optimiser = adam(self.model, self.training)
         self.tables: dict[str, PrunedTable] = {}
-        for name in problem.table_rows:
-            self.tables[name] = PrunedTable(self.model.embedding.tables[name], config.start, by_row=by_row)
-            self.model.embedding.tables[name] = self.tables[name]
+        for name, table in self.model.embedding.tables.items():
+            self.tables[name] = PrunedTable(table, config.start, by_row=by_row)
+            self.model.embedding.named_tables[PREFIX + name] = self.tables[name]
         thresholds = [table.s_UD for table in self.tables.values()]
         self.optimiser.add_param_group({"params": thresholds, "lr": config.threshold_rate, "weight_decay": 0.0})
 
     def steps(self) -> Iterator[int]:
-        """Train step by step; yields the number of steps made, up to `max_epochs`."""
+        """Train step by step; yields the number of steps made, up to `max_steps`."""
         train = self.problem.data.split("train")
-        sparsity, done = self.config.sparsity, 0
-        for epoch in range(self.config.max_epochs):
-            for batch, label_B, _ in shuffled_batches(train, self.training, epoch):
-                logit_B = self.model(*to_tensors(batch))
-                loss = F.binary_cross_entropy_with_logits(logit_B, torch.tensor(label_B, dtype=logit_B.dtype))
-                self.optimiser.zero_grad()
-                (loss + sparsity * self.sparsity_term()).backward()
-                self.optimiser.step()
-                sparsity *= self.config.growth
-                done += 1
-                yield done
+        steps_per_epoch = math.ceil(len(train) / self.training.batch_size)
+        epochs = (shuffled_batches(train, self.training, epoch) for epoch in itertools.count())
+        batches = itertools.islice(itertools.chain.from_iterable(epochs), self.config.max_steps)
+        for step, (batch, label_B, _) in enumerate(batches):
+            logit_B = self.model(*to_tensors(batch))
+            loss = F.binary_cross_entropy_with_logits(logit_B, torch.tensor(label_B, dtype=logit_B.dtype))
+            sparsity = self.config.sparsity * self.config.growth ** (step / steps_per_epoch)
+            self.optimiser.zero_grad()
+            (loss + sparsity * self.sparsity_term()).backward()
+            self.optimiser.step()
+            with torch.no_grad():
+                for table in self.tables.values():
+                    table.s_UD.clamp_(min=self.config.start)
+            yield step + 1
 
     def sparsity_term(self) -> Tensor:
         """Mean of -log sigmoid(s) over all values of all tables: what a threshold guards weighs as much as it stores."""
@@ -191,7 +196,10 @@ def search_rows(problem: Problem, config: PEPRowConfig) -> Plan:
 
 def least_bytes_by_column(problem: Problem) -> int:
     """One column of the smallest table: less is no embedding at all."""
-    return min(Block(start=0, stop=rows, columns=(0,), bits=problem.bits).stored_bytes() for rows in problem.table_rows.values())
+    return min(
+        Block(start=0, stop=rows, columns=(0,), bits=problem.bits).stored_bytes()
+        for rows in problem.table_rows.values()
+    )
 
 
 def least_bytes_by_row(problem: Problem) -> int:
@@ -208,7 +216,7 @@ def _weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def _too_slow(problem: Problem, config: PEPConfig) -> NarrowcastError:
     return NarrowcastError(
-        f"PEP's thresholds did not reach {problem.budget_bytes:,} bytes in {config.max_epochs} epochs: raise the budget or the "
+        f"PEP's thresholds did not reach {problem.budget_bytes:,} bytes in {config.max_steps} steps: raise the budget or the "
         "learning rate, or choose method 'mde'"
     )
 
