@@ -131,12 +131,12 @@ class Bar:
 
 def bars(rows: Sequence[Bar], limit: float | None, *, limit_text: str, title: str, label: str) -> Markup:
     """One bar a row in the order given, from zero, with the limit as a line."""
-    height = 40 + 24 * len(rows)
+    height = 56 + 24 * len(rows)
     left, right = 128.0, WIDTH - 66
     x = Scale(low=0, high=max([row.value for row in rows] + [limit or 0]) or 1, start=left, stop=right)
     parts = [text(0, 14, title, "axis-title")]
     for i, row in enumerate(rows):
-        middle, tone = 46 + 24 * i, " over" if row.over else ""
+        middle, tone = 62 + 24 * i, " over" if row.over else ""
         parts += [
             text(left - 10, middle + 4, _cut(row.name, 17), "name", "end"),
             element("rect", x=left, y=middle - 7, width=right - left, height=14, class_="track"),
@@ -144,8 +144,8 @@ def bars(rows: Sequence[Bar], limit: float | None, *, limit_text: str, title: st
             text(right + 8, middle + 4, row.shown, f"name{tone}"),
         ]
     if limit is not None:
-        parts.append(path([(x(limit), 24), (x(limit), height - 6)], "limit"))
-        parts.append(text(x(limit), 14, f"limit {limit_text}", "note", "end" if x(limit) > WIDTH * 0.6 else "middle"))
+        parts.append(path([(x(limit), 40), (x(limit), height - 6)], "limit"))
+        parts.append(text(x(limit), 33, f"limit {limit_text}", "note", "end" if x(limit) > WIDTH * 0.6 else "middle"))
     return drawing(WIDTH, height, label, *parts)
 
 

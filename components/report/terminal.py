@@ -41,7 +41,7 @@ def run_summary(
     for gate in failed:
         facts.add_row("", Text(f"{gate['name']}: {sentence(gate['sentence'])}", style="red"))
     facts.add_row("endpoint", Text(_endpoint(deployment)))
-    if not deployment["deployed"]:
+    if not deployment["deployed"] and not failed:
         facts.add_row("", Text(sentence(deployment["reason"]), style="yellow"))
     facts.add_row("rows", count(rows))
     facts.add_row("data version", Text(data_version or NONE))

@@ -439,13 +439,13 @@ def test_summary_names_figures_failures_and_paths(finished_run):
     evaluation = read_json(Path(finished_run["evaluate"]) / "evaluation.json")
     deployment = read_json(Path(finished_run["deploy"]) / "deployment.json")
 
-    def printed() -> str:
-        console = Console(width=100, file=None, record=True, quiet=False)
+    def told_of(evaluation: dict, deployment: dict) -> str:
+        console = Console(width=100)
         with console.capture() as captured:
             console.print(run_summary(evaluation, deployment, 100_000, MD5, "/tmp/[run]/report.html"))
         return captured.get()
 
-    told = printed()
+    told = told_of(evaluation, deployment)
     for words in (
         "0.7584",
         "0.7577",
@@ -460,9 +460,13 @@ def test_summary_names_figures_failures_and_paths(finished_run):
         assert words in told
     assert "http://127.0.0.1:43117 (default)" in told
     assert "/tmp/[run]/report.html" in told
+    told = told_of(evaluation, deployment | {"deployed": False, "reason": "the new server does not answer"})
+    assert "left as it was" in told
+    assert "The new server does not answer." in told
     evaluation["gates"][2] |= {"passed": False, "sentence": "over the budget"}
     evaluation["metrics"]["packed"], evaluation["latency_ms"], evaluation["bytes"]["packed"] = None, {}, None
-    deployment |= {"deployed": False, "url": None, "reason": "gates failed"}
-    told = printed()
-    for words in ("6 of 7 passed", "bytes: Over the budget.", "nothing serves at default", "Gates failed."):
+    deployment |= {"deployed": False, "url": None, "reason": "gates failed: over the budget"}
+    told = told_of(evaluation, deployment)
+    assert told.lower().count("over the budget") == 1
+    for words in ("6 of 7 passed", "bytes: Over the budget.", "nothing serves at default"):
         assert words in told
