@@ -52,8 +52,9 @@ class Encoder:
 
         A categorical may be text or a number, a sequence a list of them. None is a missing value: the id of "missing"
         where a nullable field had such in training, else out-of-vocabulary; an empty sequence; a numeric's 0 after
-        scaling. NaN is missing too where the field is nullable. Sequences keep their first `max_length` elements, the history its last.
-        Raises NarrowcastError naming the field that is absent, of the wrong type or length, or holds NaN or infinity.
+        scaling. NaN is missing too where the field is nullable. Sequences keep their first `max_length` elements, the
+        history its last. Raises NarrowcastError naming the field that is absent, of the wrong type or length, or holds
+        NaN or infinity.
         """
         arrays = {name: _arrow(field, _column(columns, name)) for name, field in self._fields.items()}
         rows = max(map(len, arrays.values()))
@@ -118,7 +119,8 @@ class Encoder:
     def _scale(self, field: Field, numbers: pa.Array) -> NDArray[np.float32]:
         mean, std = self._scales[field.name]
         known = np.asarray(pc.is_valid(numbers))
-        values = np.where(known, (_transformed(field, numbers) - mean) / std, 0.0).astype(np.float32)
+        with np.errstate(over="ignore"):
+            values = np.where(known, (_transformed(field, numbers) - mean) / std, 0.0).astype(np.float32)
         if not np.isfinite(values).all():
             bad = numbers[int(np.argmin(np.isfinite(values)))]
             raise NarrowcastError(
@@ -181,7 +183,7 @@ class Fitting:
         if field.transform == "none" or count == 0:
             return 0.0, 1.0
         std = math.sqrt(squares / count)
-        return mean, std if std > 1e-9 * abs(mean) else 1.0
+        return mean, std if std > max(1e-9 * abs(mean), 1e-20) else 1.0  # a constant, but for rounding
 
 
 def vocabulary_names(schema: Schema) -> tuple[str, ...]:
