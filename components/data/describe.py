@@ -36,6 +36,8 @@ UNITS = (("s", 1e8, 5e9), ("ms", 1e11, 5e12), ("us", 1e14, 5e15))
 SEPARATORS = ("|", ";", ",", " ")
 FEW = 20
 """Whole numbers with at most so many values are taken for categories."""
+FEW_ROWS = 100
+"""So many rows at least before values that never repeat, or that go with the label, say anything."""
 TELLING_AUC = 0.98
 
 
@@ -70,6 +72,10 @@ class _Draft:
         self.row_key = self._choose_row_key()
         self.leaks = self._choose_leaks()
         self.owners = self._owners()
+        if not (self.left or self.user or self.item):
+            raise NarrowcastError(
+                f"{profile.path} has no column to make a field of beside its label, time and row number: add features"
+            )
 
     def text(self) -> str:
         source = dict(_source_items(self.profile.source))
@@ -78,7 +84,7 @@ class _Draft:
             label["at_least"] = int(self.at_least) if self.at_least.is_integer() else self.at_least
         lines = [
             f"# Drafted from {self.profile.rows:,} rows of {self.profile.path.name}; counts of values are estimates.",
-            "# Check the label, the keys, the time, and above all the leakage: what is known only after the event is no field.",
+            "# Check the label, the keys, the time, and above all that no field is known only after the event.",
             f"name: {self.name}",
             "sources:",
             f"  events: {_flow(source)}",
@@ -160,7 +166,7 @@ class _Draft:
         """A column of ids, each in one row only; free text that never repeats is left out with it."""
         row_key = None
         for column in list(self.left):
-            if column.kind == "list" or column.nulls or column.distinct < 0.8 * self.profile.rows:
+            if column.kind == "list" or column.nulls or column.distinct < 0.5 * max(self.profile.rows, FEW_ROWS):
                 continue
             if (column.kind == "text" or (column.whole and IDS.fullmatch(_words(column.name)))) and (
                 self.profile.is_unique(column.name)
@@ -275,9 +281,9 @@ def _telling(values: pd.Series, label: pd.Series) -> float:
     """AUC of the label by this column alone: by its numbers, or by the click rate of each of a few values."""
     known = values.notna() & label.notna()
     values, clicks = values[known], label[known].astype(bool)
-    if clicks.nunique() < 2:
+    if len(clicks) < FEW_ROWS or clicks.nunique() < 2:
         return 0.5
-    scores = clicks.groupby(values).transform("mean") if values.nunique() <= FEW else _numbers(values)
+    scores = clicks.groupby(values, observed=True).transform("mean") if values.nunique() <= FEW else _numbers(values)
     if scores.isna().any():
         return 0.5
     auc = float(roc_auc_score(clicks, scores))

@@ -46,7 +46,8 @@ class Profile:
         self.sample: pd.DataFrame = first.slice(0, SAMPLE_ROWS).to_pandas()
         self._schema = pa.schema([(f.name, plain(pa.array([], f.type)).type) for f in first.schema])
         kinds = {field.name: _kind(field.type) for field in self._schema}
-        statistics = ", ".join(_statistics(name, kinds[name]) for name in names)
+        timely = {name for name in names if kinds[name] == "text" and _reads_as_time(self.sample[name])}
+        statistics = ", ".join(_statistics(name, kinds[name], name in timely) for name in names)
         self.rows, *found = self._query(f"SELECT count(*), {statistics} FROM events")
         self.columns = [_column(name, kinds[name], self.rows, f) for name, f in zip(names, found, strict=True)]
 
@@ -76,6 +77,7 @@ class Profile:
 
         with tempfile.TemporaryDirectory() as spill, duckdb.connect() as connection:
             connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = '{spill}'")
+            connection.execute("SET enable_progress_bar = false")
             connection.register("events", pa.RecordBatchReader.from_batches(self._schema, batches()))
             row = connection.execute(sql).fetchone()
         if failures:
@@ -133,7 +135,12 @@ def _kind(type_: pa.DataType) -> Kind:
     return "number" if numeric or pa.types.is_decimal(type_) else "other"
 
 
-def _statistics(name: str, kind: Kind) -> str:
+def _reads_as_time(texts: pd.Series) -> bool:
+    """Whether the first texts do, so that the slow look at all of them is worth it."""
+    return bool(pd.to_datetime(texts.dropna().head(100), format="ISO8601", errors="coerce", utc=True).notna().all())
+
+
+def _statistics(name: str, kind: Kind, timely: bool) -> str:
     """SQL for one column's statistics: a struct; text also tells how much of it reads as numbers or as times."""
     column = _quote(name)
     parts = {"present": f"count({column})", "distinct": f"approx_count_distinct({column})"}
@@ -141,7 +148,7 @@ def _statistics(name: str, kind: Kind) -> str:
     if kind == "text":
         words = ", ".join(f"'{word}'" for word in MISSING_NUMBERS.to_pylist())
         parts["missing_words"] = f"count(*) FILTER (lower(trim({column})) IN ({words}))"
-        parts["times"] = f"count(TRY_CAST({column} AS TIMESTAMP WITH TIME ZONE))"
+        parts["times"] = f"count(TRY_CAST({column} AS TIMESTAMP WITH TIME ZONE))" if timely else "-1"
         number = f"trim({column})"
     if kind in {"text", "number"}:
         number = f"TRY_CAST({number} AS DOUBLE)"
