@@ -204,7 +204,7 @@ def test_files_that_give_no_schema(tmp_path, write, sentence):
 
 def test_a_line_broken_late_is_named(tmp_path):
     """Beyond the first block that is read."""
-    lines = b"user,click\n" + b"someone,1\nother,0\n" * 900_000 + b"one,2,three\n"
+    lines = b"user,click\n" + b"someone,1\nother,0\n" * 1_100_000 + b"one,2,three\n"
     with pytest.raises(NarrowcastError, match="Expected 2 columns, got 3"):
         describe(write_bytes(lines)(tmp_path))
 
