@@ -81,7 +81,7 @@ def _ask(state: Endpoint, tensors: list[dict[str, Any]], home: str | os.PathLike
             latest = read_endpoint(home, state.name)
             if latest == state:
                 raise NarrowcastError(
-                    f"endpoint '{state.name}' does not answer at {state.url}: start it with `narrowcast serve`"
+                    f"endpoint '{state.name}' does not answer at {state.url}: deploy again with `narrowcast run`"
                 ) from None
             state = latest
 

@@ -209,8 +209,8 @@ def load_predictor(model: Path, store: Path, name: str | None = None) -> Predict
     features = OnlineFeatures.load(store)
     if features.schema.hash != packed.schema.hash:
         raise NarrowcastError(
-            f"the feature store {store} was built by another schema than the model {model} was trained by: give the store "
-            "of the model's own run"
+            f"the feature store {store} was built by another schema than the model {model} was trained by: give the "
+            "store of the model's own run"
         )
     predictor = Predictor(name or packed.schema.name, packed, features)
     predictor.check_sample(model)
