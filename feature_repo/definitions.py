@@ -5,9 +5,8 @@ from `EPOCH`), `user_statistics` and `item_statistics` (counts and click rate) a
 latter three with one row for the state after all events of one entity at one time.
 """
 
-import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from feast.types import Array, FeastType, Float64, String, UnixTimestamp
 
 from narrowcast.components.data.schema import TIMESTAMP, Field, Schema
 
-EPOCH = datetime(1800, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1800, 1, 1, tzinfo=UTC)
 """Time of what is true before the log begins; earlier than any event that ingestion lets pass."""
 DTYPES: dict[str, FeastType] = {"categorical": String, "numeric": Float64, "sequence": Array(String)}
 
@@ -63,14 +62,9 @@ def views(schema: Schema) -> tuple[View, ...]:
     return tuple(found)
 
 
-def project_name(schema: Schema) -> str:
-    """The schema's name in the letters that Feast allows for a project."""
-    return re.sub(r"\W", "_", schema.name, flags=re.ASCII).lstrip("_") or "narrowcast"
-
-
 def definitions(schema: Schema) -> dict[str, Project | Entity | FeatureView | FeatureService]:
     """Feast objects by name; no service without views."""
-    project = Project(name=project_name(schema), description=schema.description)
+    project = Project(name=schema.name, description=schema.description)
     entities: dict[str, Entity] = {}
     feature_views: dict[str, FeatureView] = {}
     for view in views(schema):

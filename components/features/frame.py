@@ -67,8 +67,8 @@ def _check(connection: duckdb.DuckDBPyConnection, frame: pa.Table, schema: Schem
     events = np.sort(connection.execute(f'SELECT "{ROW_ID}" FROM events').fetchnumpy()[ROW_ID])
     if not np.array_equal(np.sort(frame[ROW_ID].to_numpy()), events):
         raise NarrowcastError(
-            f"the point-in-time join returned {frame.num_rows} rows for {len(events)} events, or other ones: row ids in "
-            "events.parquet must be unique; if they are, please report this with the run's log"
+            f"the point-in-time join returned {frame.num_rows} rows for {len(events)} events, or other ones: row ids "
+            "in events.parquet must be unique; if they are, please report this with the run's log"
         )
     for view in views(schema):
         if view.as_of and schema.timestamp:

@@ -1,7 +1,7 @@
 """Feast's DuckDB offline store with a join that grows with the rows, not with their square."""
 
 import copy
-from typing import Any
+from datetime import datetime
 
 import duckdb
 import ibis
@@ -29,7 +29,7 @@ class AsOfOfflineStore(DuckDBOfflineStore):
     """
 
     @staticmethod
-    def get_historical_features(
+    def get_historical_features(  # type: ignore[override]  # an entity_df of None is no use to the parent either
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
@@ -60,11 +60,12 @@ class AsOfOfflineStore(DuckDBOfflineStore):
                     alias = f"{name}__{feature}" if full_feature_names else feature
                     selected.append(f'view{i}."{feature}" AS "{alias}"')
             keys = view.projection.join_key_map or {column.name: column.name for column in view.entity_columns}
-            source = _located(view.batch_source, config)
+            assert isinstance(view.batch_source, FileSource)
+            source = view.batch_source
             on = [f'entities."{mine}" = view{i}."{theirs}"' for theirs, mine in keys.items()]
             on.append(f'entities."{time}" >= view{i}."{source.timestamp_field}"')
             joins.append(f"ASOF LEFT JOIN read_parquet(?) AS view{i} ON {' AND '.join(on)}")
-            parameters.append(source.path)
+            parameters.append(FileSource.get_uri_for_file_path(config.repo_path, source.path))
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET asof_loop_join_threshold = 0")  # a wrong row estimate would make it quadratic again
@@ -89,9 +90,25 @@ class AsOfOfflineStore(DuckDBOfflineStore):
         )
 
     @staticmethod
-    def pull_latest_from_table_or_query(config: RepoConfig, data_source: DataSource, **arguments: Any) -> RetrievalJob:
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
         return DuckDBOfflineStore.pull_latest_from_table_or_query(
-            config=config, data_source=_located(data_source, config), **arguments
+            config,
+            _located(data_source, config),
+            join_key_columns,
+            feature_name_columns,
+            timestamp_field,
+            created_timestamp_column,
+            start_date,
+            end_date,
         )
 
 
@@ -106,8 +123,7 @@ def _is_plain(view: FeatureView) -> bool:
 
 def _located(source: DataSource, config: RepoConfig) -> DataSource:
     """The source with its path resolved from the folder of feature_store.yaml."""
-    if not isinstance(source, FileSource):
-        return source
     located = copy.deepcopy(source)
-    located.file_options.uri = FileSource.get_uri_for_file_path(config.repo_path, source.path)
+    if isinstance(located, FileSource):
+        located.file_options.uri = FileSource.get_uri_for_file_path(config.repo_path, located.path)
     return located

@@ -1,7 +1,8 @@
 """The Parquet sources behind the Feast views, computed from the event log.
 
 Each holds the key, `event_timestamp` and the view's features. A row is what is known of one entity after all its events
-at that time, so the newest row strictly before an event counts nothing at or after it.
+at that time, so the newest row strictly before an event counts nothing at or after it. In the SQL, our own names
+start with an underscore, which a field's name cannot.
 """
 
 from collections.abc import Callable
@@ -62,13 +63,14 @@ def _attributes(view: View, schema: Schema, tables: set[str]) -> str:
 
 
 def _statistics(view: View, schema: Schema, tables: set[str]) -> str:
+    prior_clicks = PRIOR_EVENTS * PRIOR_CLICK_RATE
     return f"""
         WITH moments AS (
-            SELECT "{view.key}", "{TIMESTAMP}", count(*) AS events, sum("{LABEL}") AS clicks
+            SELECT "{view.key}", "{TIMESTAMP}", count(*) AS _events, sum("{LABEL}") AS _clicks
             FROM events WHERE "{view.key}" IS NOT NULL GROUP BY ALL
         )
-        SELECT "{view.key}", "{TIMESTAMP}", (sum(events) OVER past)::DOUBLE AS {view.owner}_events,
-            (sum(clicks) OVER past + {PRIOR_EVENTS * PRIOR_CLICK_RATE})::DOUBLE / (sum(events) OVER past + {PRIOR_EVENTS})
+        SELECT "{view.key}", "{TIMESTAMP}", (sum(_events) OVER past)::DOUBLE AS {view.owner}_events,
+            (sum(_clicks) OVER past + {prior_clicks})::DOUBLE / (sum(_events) OVER past + {PRIOR_EVENTS})
                 AS {view.owner}_click_rate,
             "{TIMESTAMP}" AS {view.as_of}
         FROM moments WINDOW past AS (PARTITION BY "{view.key}" ORDER BY "{TIMESTAMP}")
@@ -92,17 +94,17 @@ def _history(view: View, schema: Schema, tables: set[str]) -> str:
     as_of = f', CASE WHEN "{TIMESTAMP}" > {_EPOCH} THEN "{TIMESTAMP}" END AS {view.as_of}' if view.as_of else ""
     return f"""
         WITH steps AS (
-            SELECT "{view.key}", "{TIMESTAMP}", "{ROW_ID}" AS position, "{schema.item}" AS item
+            SELECT "{view.key}", "{TIMESTAMP}", "{ROW_ID}" AS _position, "{schema.item}" AS _item
             FROM events WHERE "{view.key}" IS NOT NULL AND "{schema.item}" IS NOT NULL {only}
             {initial}
         )
-        SELECT "{view.key}", "{TIMESTAMP}", list(item) OVER (
-                PARTITION BY "{view.key}" ORDER BY "{TIMESTAMP}", position
+        SELECT "{view.key}", "{TIMESTAMP}", list(_item) OVER (
+                PARTITION BY "{view.key}" ORDER BY "{TIMESTAMP}", _position
                 ROWS BETWEEN {schema.history.max_length - 1} PRECEDING AND CURRENT ROW
             ) AS history{as_of}
         FROM steps
-        WHERE item IS NOT NULL
-        QUALIFY lead("{TIMESTAMP}") OVER (PARTITION BY "{view.key}" ORDER BY "{TIMESTAMP}", position)
+        WHERE _item IS NOT NULL
+        QUALIFY lead("{TIMESTAMP}") OVER (PARTITION BY "{view.key}" ORDER BY "{TIMESTAMP}", _position)
             IS DISTINCT FROM "{TIMESTAMP}"
         ORDER BY ALL"""
 
