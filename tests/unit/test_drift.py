@@ -121,7 +121,9 @@ def test_unseen_ids_are_counted_apart_from_the_psi(frame, measure, tiny_schema):
     strict = dataclasses.replace(tiny_schema, checks=dataclasses.replace(tiny_schema.checks, max_unseen=0.4))
     drift = measure(frame, strict)
     assert [name for name, field in drift.items() if not field.passed] == ["item_id"]
-    with pytest.raises(NarrowcastError, match=r"field 'item_id' has a share of 0\.5 .* limit 0\.4: .*checks\.max_unseen"):
+    with pytest.raises(
+        NarrowcastError, match=r"field 'item_id' has a share of 0\.5 .* limit 0\.4: .*checks\.max_unseen"
+    ):
         check_drift(list(drift.values()))
 
 
@@ -158,7 +160,9 @@ def test_sentence_names_the_worst_field_and_the_number_of_others(frame, measure,
     frame.loc[later(frame), "price"] *= 1000
     frame.loc[later(frame), "age"] *= 1.5
     strict = dataclasses.replace(tiny_schema, checks=dataclasses.replace(tiny_schema.checks, max_drift=0.1))
-    with pytest.raises(NarrowcastError, match=r"field 'price' has a PSI of .*limit 0\.1: .*\(1 more field over a limit\)"):
+    with pytest.raises(
+        NarrowcastError, match=r"field 'price' has a PSI of .*limit 0\.1: .*\(1 more field over a limit\)"
+    ):
         check_drift(list(measure(frame, strict).values()))
 
 
