@@ -119,7 +119,8 @@ def main() -> None:
     }
     Console().print(table)
     print(
-        f"mean AUC loss {summary['mean_auc_loss']:+.4f} (sd {spread:.4f}), at least {summary['least_ratio']:.1f}x fewer bytes"
+        f"mean AUC loss {summary['mean_auc_loss']:+.4f} (sd {spread:.4f}), "
+        f"at least {summary['least_ratio']:.1f}x fewer bytes"
     )
     settings = {key: value for key, value in vars(options).items() if not isinstance(value, Path | None)}
     write_json(options.out, {"settings": settings, "seeds": rows, **summary})

@@ -83,8 +83,8 @@ def write_tables(model: CTRModel, path: Path) -> None:
     written = data_bytes(path)
     if written != model.plan.stored_bytes():
         raise NarrowcastError(
-            f"the packed tables weigh {written} bytes where the plan says {model.plan.stored_bytes()}: the plan's account "
-            "is wrong, which is a defect; please report it with the plan"
+            f"the packed tables weigh {written} bytes where the plan says {model.plan.stored_bytes()}: the plan's "
+            "account is wrong, which is a defect; please report it with the plan"
         )
 
 

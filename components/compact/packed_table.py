@@ -1,12 +1,12 @@
 """An embedding table as it is stored and served: only the rows that are looked up are ever made float32.
 
-Shape letters: R rows of a block, w its columns, b stored bytes of a row's values, D the model's width, d a projection's.
+Shape letters: R rows of a block, w its columns, b stored bytes of a row's values, D the model's width, d the width
+before a projection, n rows looked up.
 """
 
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrowcast.components.train.embedding import EmbeddingTable
@@ -40,6 +40,10 @@ def table_tensors(table: EmbeddingTable) -> dict[str, Tensor]:
 class PackedBlock(nn.Module):
     """The stored rows of one block that has columns."""
 
+    values: Tensor
+    scale_R: Tensor | None
+    columns: Tensor | None
+
     def __init__(self, bits: int, columns: list[int], internal: int, values: Tensor, scale: Tensor | None) -> None:
         super().__init__()
         self.bits = bits
@@ -51,7 +55,7 @@ class PackedBlock(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Float32 rows (n x internal width) at `positions` (n, int64, counted from the block's first row)."""
-        stored = F.embedding(positions, self.values)
+        stored = nn.functional.embedding(positions, self.values)
         rows = stored if self.scale_R is None else dequantise(stored, self.scale_R[positions], self.bits, self.width)
         if self.columns is None:
             return rows
@@ -60,6 +64,8 @@ class PackedBlock(nn.Module):
 
 class PackedTable(nn.Module):
     """One stored table; `forward` gives the rows that the trained table would, from `tensors` of `table_tensors`."""
+
+    lift_dD: Tensor | None
 
     def __init__(self, plan: TablePlan, width: int, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()

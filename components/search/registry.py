@@ -43,9 +43,11 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """A search. `settings(n)` gives the n settings that n trials try, `least_bytes(problem)` the smallest possible plan.
+    """A search.
 
-    `search(problem, settings)` returns a plan of at most `problem.budget_bytes`; same input, same plan.
+    `settings(n)` gives the n settings that n trials try, or as many as there are; `least_bytes(problem)` the bytes of
+    the smallest possible plan. `search(problem, settings)` returns a plan of at most `problem.budget_bytes`; same
+    input, same plan.
     """
 
     name: str

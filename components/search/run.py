@@ -51,8 +51,8 @@ class SearchConfig:
 def search_plan(encoded: str | Path, config: SearchConfig, target: str | Path) -> None:
     """Write `plan.json` and `search.json` to `target`.
 
-    The best trial by validation AUC wins, the smaller of equals. Raises NarrowcastError for a budget that is nonsense or
-    below the method's least, and for settings that a method does not have.
+    The best trial by validation AUC wins, the smaller of equals. Raises NarrowcastError for a budget that is nonsense
+    or below the method's least, and for settings that a method does not have.
     """
     data = EncodedData(encoded)
     problem = problem_of(data, config)

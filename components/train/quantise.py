@@ -5,8 +5,7 @@ Shape letters: R rows, w columns, b stored bytes of a row's values.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from narrowcast.components.train.embedding import EmbeddingTable
 from narrowcast.errors import NarrowcastError
@@ -32,14 +31,14 @@ def quantise(rows_Rw: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     scale_R = torch.where((scale_R == 0) & (largest_R > 0), torch.full_like(scale_R, SMALLEST_SCALE), scale_R)
     if not (bool(rows_Rw.isfinite().all()) and bool(scale_R.isfinite().all())):
         raise NarrowcastError(
-            f"an embedding table holds values that {bits} bits with a float16 scale cannot store (NaN, infinite or over "
-            f"{FLOAT16.max * LEVELS[bits]:.0f}): train again with a smaller learning rate, or search with bits 32"
+            f"an embedding table holds values that {bits} bits with a float16 scale cannot store (NaN, infinite or "
+            f"over {FLOAT16.max * LEVELS[bits]:.0f}): train again with a smaller learning rate, or search with bits 32"
         )
     divisor_R1 = torch.where(scale_R == 0, torch.ones_like(scale_R), scale_R).float().unsqueeze(1)
     q_Rw = (rows_Rw / divisor_R1).round().clamp(-LEVELS[bits], LEVELS[bits])
     stored_Rw = (q_Rw + OFFSET[bits]).to(torch.uint8)
     if bits == 4:
-        stored_Rw = F.pad(stored_Rw, (0, stored_Rw.shape[1] % 2))
+        stored_Rw = nn.functional.pad(stored_Rw, (0, stored_Rw.shape[1] % 2))
         stored_Rw = stored_Rw[:, 0::2] | (stored_Rw[:, 1::2] << 4)
     return stored_Rw.contiguous(), scale_R
 
@@ -60,5 +59,5 @@ def round_as_stored(table: EmbeddingTable) -> None:
             columns = list(block.columns)
             values, scale = quantise(rows[block.start : block.stop][:, columns], block.bits)
             rows[block.start : block.stop, columns] = dequantise(values, scale, block.bits, block.width)
-    table.weight_Rk = torch.nn.Parameter(rows)
+    table.weight_Rk = nn.Parameter(rows)
     table.core_kD = None

@@ -1,7 +1,7 @@
 """Mixed-dimension embeddings: fewer columns for tables with more rows, by one rule of frequency.
 
-arXiv 1909.11810: width d_f = lambda N_f^-alpha for a table of N_f rows, rounded to a power of two, with a projection from d_f
-to the model's D.
+arXiv 1909.11810: width d_f = lambda N_f^-alpha for a table of N_f rows, rounded to a power of two, with a projection
+from d_f to the model's D.
 """
 
 import math
@@ -58,7 +58,7 @@ def least_bytes(problem: Problem) -> int:
 def search(problem: Problem, config: MDEConfig) -> Plan:
     """The plan of the largest lambda within the budget.
 
-    Bytes never fall as lambda grows, and change only where some table's width doubles: at lambda = 2^(j + 1/2) N_f^alpha.
+    Bytes never fall as lambda grows, and change only where some table's width doubles, lambda = 2^(j + 1/2) N_f^alpha.
     Bisection over those finds the largest exactly.
     """
     _refuse_inner_width(problem)
@@ -84,7 +84,8 @@ def search(problem: Problem, config: MDEConfig) -> Plan:
 def _refuse_inner_width(problem: Problem) -> None:
     if problem.inner_width:
         raise NarrowcastError(
-            "method 'mde' stores projections, which exclude an inner width: set inner_width to 0 or choose another method"
+            "method 'mde' stores projections, which exclude an inner width: set inner_width to 0 or choose another "
+            "method"
         )
 
 

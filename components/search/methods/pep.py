@@ -1,6 +1,6 @@
 """PEP: thresholds learnt with the embeddings decide which columns, or which rows, are worth their bytes.
 
-arXiv 2101.07577, section 3: the model computes with V' = sign(V) ReLU(|V| - sigmoid(s)) and learns s by gradient descent.
+arXiv 2101.07577: the model computes with V' = sign(V) ReLU(|V| - sigmoid(s)) and learns s by gradient descent.
 Ours: the explicit sparsity term and its growing weight, the rules by which a column or row counts as dropped, and
 giving the bytes left over back. Shape letters: R rows, D columns.
 """
@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ class PrunedTable(nn.Module):
         self.s_UD = nn.Parameter(torch.full((num_rows, 1) if by_row else (1, width), start))
 
     def forward(self, ids: Tensor) -> Tensor:
-        s = F.embedding(ids, self.s_UD) if len(self.s_UD) > 1 else self.s_UD[0]
+        s = nn.functional.embedding(ids, self.s_UD) if len(self.s_UD) > 1 else self.s_UD[0]
         return soft_threshold(self.table(ids), s)
 
     @torch.no_grad()
@@ -71,8 +70,8 @@ class PrunedTable(nn.Module):
 
 
 def soft_threshold(values: Tensor, s: Tensor) -> Tensor:
-    """sign(V) ReLU(|V| - sigmoid(s)), equation 4."""
-    return torch.sign(values) * F.relu(values.abs() - torch.sigmoid(s))
+    """sign(V) ReLU(|V| - sigmoid(s))."""
+    return torch.sign(values) * nn.functional.relu(values.abs() - torch.sigmoid(s))
 
 
 class Supernet:
@@ -106,7 +105,7 @@ class Supernet:
         batches = itertools.islice(itertools.chain.from_iterable(epochs), self.config.max_steps)
         for step, (batch, label_B, _) in enumerate(batches):
             logit_B = self.model(*to_tensors(batch))
-            loss = F.binary_cross_entropy_with_logits(logit_B, torch.tensor(label_B, dtype=logit_B.dtype))
+            loss = nn.functional.binary_cross_entropy_with_logits(logit_B, torch.tensor(label_B, dtype=logit_B.dtype))
             sparsity = self.config.sparsity * self.config.growth ** (step / steps_per_epoch)
             self.optimiser.zero_grad()
             (loss + sparsity * self.sparsity_term()).backward()
@@ -117,9 +116,9 @@ class Supernet:
             yield step + 1
 
     def sparsity_term(self) -> Tensor:
-        """Mean of -log sigmoid(s) over all values of all tables: what a threshold guards weighs as much as it stores."""
+        """Mean of -log sigmoid(s) over all values of all tables: a threshold counts by the values it guards."""
         num_values = {name: table.table.weight_Rk.numel() for name, table in self.tables.items()}
-        terms = [F.softplus(-table.s_UD).mean() * num_values[name] for name, table in self.tables.items()]
+        terms = [nn.functional.softplus(-table.s_UD).mean() * num_values[name] for name, table in self.tables.items()]
         return torch.stack(terms).sum() / sum(num_values.values())
 
 
@@ -216,8 +215,8 @@ def _weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def _too_slow(problem: Problem, config: PEPConfig) -> NarrowcastError:
     return NarrowcastError(
-        f"PEP's thresholds did not reach {problem.budget_bytes:,} bytes in {config.max_steps} steps: raise the budget or the "
-        "learning rate, or choose method 'mde'"
+        f"PEP's thresholds did not reach {problem.budget_bytes:,} bytes in {config.max_steps} steps: raise the budget "
+        "or the learning rate, or choose method 'mde'"
     )
 
 
