@@ -43,7 +43,7 @@ class TrainConfig:
     seed: int = 0
     hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: float = 1e-3
     patience: int = 2
 
     def __post_init__(self) -> None:

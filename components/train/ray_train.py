@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 import ray.train
+import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
@@ -67,7 +68,7 @@ def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
         if (folder / REFUSAL).exists():
             raise NarrowcastError((folder / REFUSAL).read_text())
         assert result.checkpoint is not None
-        state = _fresh_state(data, job)
+        state = _fresh_state(data, job, torch.device("cpu"))
         with result.checkpoint.as_directory() as directory:
             state.load(Path(directory))
         state.restore_best()
@@ -84,7 +85,7 @@ def _work(settings: dict[str, Job]) -> None:
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), size=context.get_world_size())
     data = EncodedData(job.encoded)
-    state = _fresh_state(data, job)
+    state = _fresh_state(data, job, get_device())
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as directory:
@@ -109,10 +110,8 @@ def _work(settings: dict[str, Job]) -> None:
         (Path(job.folder) / REFUSAL).write_text(str(error))
 
 
-def _fresh_state(data: EncodedData, job: Job) -> TrainState:
-    model = CTRModel(data.layout, job.plan, job.config.model, job.config.seed)
-    if ray.is_initialized():
-        model = model.to(get_device())
+def _fresh_state(data: EncodedData, job: Job, device: torch.device) -> TrainState:
+    model = CTRModel(data.layout, job.plan, job.config.model, job.config.seed).to(device)
     return TrainState(model=model, optimiser=adam(model, job.config))
 
 

@@ -8,11 +8,12 @@ from narrowcast.components.train.heads.registry import (
     HeadConfig,
     backbones,
     build_head,
+    describe_backbones,
     head_config,
     register,
 )
 
-__all__ = ["HEADS", "HeadConfig", "backbones", "build_head", "head_config", "register"]
+__all__ = ["HEADS", "HeadConfig", "backbones", "build_head", "describe_backbones", "head_config", "register"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

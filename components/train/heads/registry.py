@@ -5,6 +5,7 @@ returns logits_B. Its config is a frozen dataclass with at least `hidden` and `d
 class variable `name`.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -45,6 +46,12 @@ def register(config_class: type[HeadConfig]) -> Callable[[Head], Head]:
 def backbones() -> tuple[str, ...]:
     """Names of all registered heads, sorted."""
     return tuple(sorted(config_class.name for config_class in HEADS))
+
+
+def describe_backbones() -> dict[str, str]:
+    """What every backbone is, by name: the first line of its file."""
+    lines = {config.name: (sys.modules[config.__module__].__doc__ or "").split("\n")[0] for config in HEADS}
+    return dict(sorted(lines.items()))
 
 
 def head_config(backbone: str, **settings: Any) -> HeadConfig:
