@@ -72,15 +72,14 @@ def fit(
     model: nn.Module | None = None,
     state: TrainState | None = None,
     workers: Workers = ALONE,
-    penalty: Callable[[], torch.Tensor] | None = None,
     on_epoch: Callable[[TrainState], None] | None = None,
     tell: Callable[[str], None] = print,
 ) -> TrainState:
     """Train and return the final state, its model at the values of the epoch best on validation.
 
     `model` is trained in place of a fresh `CTRModel`; it takes the same inputs. `state` goes on where a saved state
-    ended. `penalty` is added to every step's mean loss. `on_epoch` sees the state after every epoch, `tell` a line on
-    it. Raises NarrowcastError where a split is empty, has only one label, or the loss is no longer finite.
+    ended. `on_epoch` sees the state after every epoch, `tell` a line on it. Raises NarrowcastError where a split is
+    empty, validation has only one label, or the loss is no longer finite.
     """
     train, validation = data.split("train"), data.split("validation")
     for name, split in (("train", train), ("validation", validation)):
@@ -94,7 +93,7 @@ def fit(
     with deterministic():
         while state.epoch < config.epochs and state.epochs_since_best < config.patience:
             started = time.monotonic()
-            train_logloss = train_epoch(state, train, config, workers, penalty)
+            train_logloss = train_epoch(state, train, config, workers)
             probability_B = predict_together(state.model, validation, workers)
             state.end_epoch(
                 train_logloss=train_logloss,
@@ -109,13 +108,7 @@ def fit(
     return state
 
 
-def train_epoch(
-    state: TrainState,
-    split: Split,
-    config: TrainConfig,
-    workers: Workers = ALONE,
-    penalty: Callable[[], torch.Tensor] | None = None,
-) -> float:
+def train_epoch(state: TrainState, split: Split, config: TrainConfig, workers: Workers = ALONE) -> float:
     """One pass over the rows in an order given by seed and epoch; the mean logloss of its steps."""
     model, parameters = state.model.train(), list(state.model.parameters())
     device = parameters[0].device
@@ -126,8 +119,6 @@ def train_epoch(
         target_B = torch.tensor(label_B, device=device, dtype=logit_B.dtype)
         loss = nn.functional.binary_cross_entropy_with_logits(logit_B, target_B, reduction="sum") / num_rows
         total_loss += loss.detach() * num_rows
-        if penalty:
-            loss = loss + penalty() / workers.size
         state.optimiser.zero_grad()
         loss.backward()
         workers.sum_gradients(parameters)
