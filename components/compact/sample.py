@@ -16,7 +16,7 @@ TOLERANCE = 1e-6
 
 
 def sample_request(rows: pd.DataFrame, schema: Schema, packed: PackedModel) -> dict[str, Any]:
-    """`{"request", "expected", "tolerance"}` from frame rows, encoded as docs/architecture.md says ("The packed model").
+    """`{"request", "expected", "tolerance"}` from frame rows; "The packed model" in docs/architecture.md defines it.
 
     The user of the latest row, as of then, ranks the items of that user's latest rows; where those are fewer than ten,
     the latest items of others fill up. Without an item key the user's rows are scored, without any key the latest.
