@@ -18,7 +18,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 		{ echo "error: $(PYTHON) is older than 3.11: run make PYTHON=python3.11 setup"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -42,6 +42,7 @@ clean: ## Remove runs, caches and artifacts; keeps the DVC remote, raw data and 
 		build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 lock: ## Write requirements.lock anew from pyproject.toml
+	rm -f requirements.lock
 	$(BIN)/uv pip compile --quiet --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--python-version 3.11 pyproject.toml --output-file requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock

@@ -76,9 +76,8 @@ def run(
 
     Example: `narrowcast run --schema my.yaml --data data/raw/my`
     """
-    from narrowcast.components.data.versions import recorded_version, snapshot
-
     from narrowcast.components.data.schema import Schema
+    from narrowcast.components.data.versions import recorded_version, snapshot
     from narrowcast.pipelines import parameters
     from narrowcast.pipelines.run import run as work
     from narrowcast.records import read_json
@@ -189,10 +188,9 @@ def methods(as_json: Json = False) -> None:
     Example: `narrowcast methods`
     """
     from narrowcast.components.search.registry import describe_methods
+    from narrowcast.components.train.heads import describe_backbones
 
-    from narrowcast.components.train.heads import describe_heads
-
-    found = {"backbone": describe_heads(), "search method": describe_methods()}
+    found = {"backbone": describe_backbones(), "search method": describe_methods()}
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -261,7 +259,7 @@ def rank(
 
     Example: `narrowcast rank --user 196 --candidates 242,302,377`
     """
-    from narrowcast.components.serve.rank import rank as work
+    from narrowcast.components.serve.rank import ranking
     from narrowcast.pipelines import parameters
 
     if candidates.startswith("@"):
@@ -272,14 +270,17 @@ def rank(
     else:
         items = [item.strip() for item in candidates.split(",") if item.strip()]
     home = parameters.home_folder(Path.cwd()).resolve()
-    ranked = work(user, items, endpoint=endpoint, home=home, context=_changes(context))
+    found = ranking(user, items, endpoint=endpoint, home=home, context=_changes(context))
     if as_json:
-        print(json.dumps([{"item": item, "probability": probability} for item, probability in ranked], indent=1))
+        print(json.dumps([{"item": item, "probability": probability} for item, probability in found.items], indent=1))
         return
     table = Table("rank", "item", "probability of a click", title=f"user {user}")
-    for i, (item, probability) in enumerate(ranked, 1):
+    for i, (item, probability) in enumerate(found.items, 1):
         table.add_row(str(i), item, f"{probability:.4f}")
     out.print(table)
+    unknown = [f"user {user}"] * found.unknown_user + [f"item {item}" for item in found.unknown_items]
+    if unknown:
+        note.print(f"never seen in training, ranked by what is known of them: {', '.join(unknown)}", soft_wrap=True)
 
 
 @app.command()

@@ -118,7 +118,6 @@ def checkout(
     Example: `narrowcast data checkout 1f0a...dir data/raw/old`
     """
     from narrowcast.components.data.versions import checkout as work
-
     from narrowcast.pipelines.parameters import remote_address
 
     work(version, remote_address(remote, Path.cwd()), target)

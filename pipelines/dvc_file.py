@@ -34,12 +34,12 @@ def dvc_yaml() -> str:
             {
                 "learning curves": {
                     "x": {
-                        f"{ARTIFACTS}/full_model/curves.json": "epoch",
-                        f"{ARTIFACTS}/compact_model/curves.json": "epoch",
+                        f"{ARTIFACTS}/full_model/metrics.json": "epoch",
+                        f"{ARTIFACTS}/compact_model/metrics.json": "epoch",
                     },
                     "y": {
-                        f"{ARTIFACTS}/full_model/curves.json": "validation_auc",
-                        f"{ARTIFACTS}/compact_model/curves.json": "validation_auc",
+                        f"{ARTIFACTS}/full_model/metrics.json": "validation_auc",
+                        f"{ARTIFACTS}/compact_model/metrics.json": "validation_auc",
                     },
                 }
             }

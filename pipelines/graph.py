@@ -28,7 +28,7 @@ class Step:
 
     def function(self) -> Callable[..., None]:
         """The component's Python function."""
-        return getattr(training, self.name).python_func  # type: ignore[no-any-return]
+        return getattr(training, self.name).python_func
 
 
 @cache

@@ -93,9 +93,10 @@ class _Log(io.TextIOBase):
 class LocalRun:
     """What a local run left: the state of every step that began, and the artifacts' folders when all ended well.
 
-    `error` is the sentence of the step that failed.
+    `code` is the md5 of the sources that ran; `error` is the sentence of the step that failed.
     """
 
+    code: str
     states: dict[str, StepState]
     artifacts: dict[str, Path]
     error: str | None
@@ -106,7 +107,8 @@ def run_locally(arguments: dict[str, Any], *, home: Path, log_path: Path, use_ca
 
     Artifacts go below `home/kfp`; a step whose code, parameters and inputs have run before is not run again.
     """
-    image = f"narrowcast-python:{__version__}-{code_digest()[:12]}"
+    code = code_digest()
+    image = f"narrowcast-python:{__version__}-{code[:12]}"
     _quiet()
     from kfp import local
 
@@ -132,10 +134,12 @@ def run_locally(arguments: dict[str, Any], *, home: Path, log_path: Path, use_ca
                 warnings.simplefilter("ignore")
                 outputs = training(**arguments).outputs
         except RuntimeError:
-            return LocalRun(states=log.states, artifacts={}, error=_failure(log.states, log_path))
+            return LocalRun(code=code, states=log.states, artifacts={}, error=_failure(log.states, log_path))
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
-    return LocalRun(states=log.states, artifacts={name: Path(a.path) for name, a in outputs.items()}, error=None)
+    return LocalRun(
+        code=code, states=log.states, artifacts={name: Path(a.path) for name, a in outputs.items()}, error=None
+    )
 
 
 def _failure(states: dict[str, StepState], log_path: Path) -> str:

@@ -44,7 +44,7 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> dict[str, Any]
             raise NarrowcastError(f"{path}: unknown parameter '{name}'; {nearest(str(name), known)}")
     checked = {name: _typed(name, value, known[name].annotation, path) for name, value in values.items()}
     defaults = {n: p.default for n, p in known.items() if p.default is not inspect.Parameter.empty}
-    missing = [n for n in known if n not in defaults and n not in checked and n != "data_remote"]
+    missing = [n for n in known if n not in defaults and n not in checked]
     if missing:
         raise NarrowcastError(f"{path}: parameter '{missing[0]}' is missing; add `{missing[0]}: ...`")
     return {**defaults, **checked}
@@ -74,7 +74,7 @@ def complete(values: Mapping[str, Any], *, home: Path, root: Path, champion: str
     return {
         **values,
         "schema": text,
-        "data_remote": remote_address(str(values.get("data_remote", "")), root),
+        "data_remote": remote_address(values["data_remote"], root),
         "git_commit": git_commit(root),
         "home": str(home.resolve()),
         "champion": champion,

@@ -57,7 +57,7 @@ def _manifest(
         started=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         git_commit=arguments["git_commit"],
-        code=code_digest(),
+        code=done.code,
         lock=digest(lock) if lock.is_file() else None,
         data_version=arguments["data_version"],
         parameters={k: v for k, v in sorted(arguments.items()) if k not in manifest.PLACES},

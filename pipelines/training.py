@@ -40,10 +40,10 @@ class Artifacts(NamedTuple):
 def training(
     schema: str,
     data_version: str,
-    data_remote: str,
     git_commit: str,
     home: str,
     champion: str = "",
+    data_remote: str = "",
     endpoint: str = "default",
     seed: int = 0,
     backbone: str = "deepfm",

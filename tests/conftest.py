@@ -99,7 +99,8 @@ def reference_frame(dataset: Path, schema: Schema) -> pd.DataFrame:
     frame["split"] = np.select(
         [frame["event_timestamp"] <= cuts[0], frame["event_timestamp"] <= cuts[1]], ["train", "validation"], "test"
     )
-    return frame.reset_index(drop=True)
+    row_key_only = set(schema.checks.row_key or ()) - set(schema.input_names)
+    return frame.drop(columns=sorted(row_key_only)).reset_index(drop=True)
 
 
 @pytest.fixture(scope="session")

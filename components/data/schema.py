@@ -216,6 +216,11 @@ class Schema:
         return tuple(found)
 
     @property
+    def trailing_counts(self) -> tuple[str, ...]:
+        """Names of the trailing statistics that count events."""
+        return tuple(f.name for f in self.statistics_fields if f.name.endswith("_events"))
+
+    @property
     def history_field(self) -> Field | None:
         """The user's history as a sequence input named `history`; its ids are those of the item field."""
         if not (self.history and self.user and self.item and self.timestamp):

@@ -25,8 +25,7 @@ def features(  # type: ignore[no-untyped-def]
     from narrowcast.step import step
 
     with step("features"):
-        from narrowcast.components.features.build import build_features as work
-
         from narrowcast.components.data.schema import Schema
+        from narrowcast.components.features.build import build_features as work
 
         work(valid_dataset.path, Schema.from_text(schema), seed, frame.path, feature_store.path)

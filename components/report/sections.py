@@ -98,10 +98,13 @@ def drift(run: Run) -> dict[str, Any] | None:
     if not drift or not drift["fields"]:
         return None
     rows = sorted(drift["fields"], key=lambda row: (-row["psi"], row["name"]))
-    limit = rows[0]["limit"]
+    bounded = [row for row in rows if row["limit"] is not None]
+    if not bounded:
+        return None
+    limit = bounded[0]["limit"]
     bars = [
-        Bar(name=r["name"], value=r["psi"], shown=values.three_decimals(r["psi"]), over=r["psi"] > r["limit"])
-        for r in rows[:DRIFT_BARS]
+        Bar(name=r["name"], value=r["psi"], shown=values.three_decimals(r["psi"]), over=r["psi"] > limit)
+        for r in bounded[:DRIFT_BARS]
     ]
     figures = [_bars(bars, limit, values.plain(limit), "population stability index", "Drift by field")]
     unseen = [row for row in rows if row["unseen_share"] is not None]
@@ -120,7 +123,7 @@ def drift(run: Run) -> dict[str, Any] | None:
         figures.append(
             _bars(bars, unseen_limit, values.percent(unseen_limit), title, "Share of later rows with unseen ids")
         )
-    return {"figures": figures, "rows": rows, "sentence": story.drift({r["name"]: r["psi"] for r in rows}, limit)}
+    return {"figures": figures, "rows": rows, "sentence": story.drift({r["name"]: r["psi"] for r in bounded}, limit)}
 
 
 def _bars(rows: list[Bar], limit: float | None, limit_text: str, title: str, label: str) -> Markup:

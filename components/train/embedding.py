@@ -27,7 +27,7 @@ class EmbeddingTable(nn.Module):
     as the plain table, W1 ~ N(0, 1/k) so that the product has the plain table's variance (our choice).
     """
 
-    mask_ND: Tensor  # noqa: N815
+    mask_ND: Tensor
     starts: Tensor
 
     def __init__(self, plan: TablePlan, width: int, generator: torch.Generator) -> None:

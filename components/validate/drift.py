@@ -3,7 +3,8 @@
 Two figures measure two things and have a limit each. The *population stability index* (PSI) compares how the rows are
 spread over buckets: sum over buckets of (q - p) ln(q / p), p the share of the training rows and q of the later ones
 (Siddiqi, Credit Risk Scorecards, 2006). The *unseen share* counts the later ids that training never saw; they are kept
-out of the PSI, where new users and items, normal in a split by time, would drown every other change.
+out of the PSI, where new users and items, normal in a split by time, would drown every other change. The trailing
+counts have no PSI limit: they grow with the age of the log, whatever the data does (our own choice).
 
 Buckets (our own choice):
 
@@ -39,7 +40,8 @@ MISSING = -1
 class FieldDrift:
     """One field's drift. `ks` is None but for numerics, `unseen_share` is None for them.
 
-    `limit` bounds `psi`, `unseen_limit` bounds `unseen_share`; `passed` says that both hold.
+    `limit` bounds `psi` (None: it is told, not bounded), `unseen_limit` bounds `unseen_share`; `passed` says that both
+    hold.
     """
 
     name: str
@@ -47,7 +49,7 @@ class FieldDrift:
     psi: float
     ks: float | None
     unseen_share: float | None
-    limit: float
+    limit: float | None
     unseen_limit: float
     passed: bool
 
@@ -69,8 +71,8 @@ def check_drift(fields: Sequence[FieldDrift]) -> None:
     failed = [field for field in fields if not field.passed]
     if not failed:
         return
-    worst = max(failed, key=lambda f: max(f.psi - f.limit, (f.unseen_share or 0.0) - f.unseen_limit))
-    if worst.psi > worst.limit:
+    worst = max(failed, key=lambda f: max(_excess(f), (f.unseen_share or 0.0) - f.unseen_limit))
+    if _excess(worst) > 0:
         found = f"has a PSI of {worst.psi:.3g} from the training to the later period, over the limit {worst.limit:g}"
         limit = "max_drift"
     else:
@@ -80,6 +82,10 @@ def check_drift(fields: Sequence[FieldDrift]) -> None:
     others = len(failed) - 1
     more = f" ({others} more {'field' if others == 1 else 'fields'} over a limit)" if others else ""
     raise NarrowcastError(f"drift of the frame: field '{worst.name}' {found}: {mend}{more}")
+
+
+def _excess(field: FieldDrift) -> float:
+    return 0.0 if field.limit is None else field.psi - field.limit
 
 
 def population_stability_index(training: NDArray[np.int64], later: NDArray[np.int64]) -> float:
@@ -147,14 +153,15 @@ def _field_drift(frame: Path, field: Field, later_B: NDArray[np.bool_], schema: 
             column, row_N = _elements(column)
             later_N = later_B[row_N]
         psi, unseen_share = _id_drift(column, later_N)
-    passed = psi <= limits.max_drift and (unseen_share or 0.0) <= limits.max_unseen
+    limit = None if field.name in schema.trailing_counts else limits.max_drift
+    passed = (limit is None or psi <= limit) and (unseen_share or 0.0) <= limits.max_unseen
     return FieldDrift(
         name=field.name,
         type=field.type,
         psi=round(psi, 6),
         ks=None if ks is None else round(ks, 6),
         unseen_share=None if unseen_share is None else round(unseen_share, 6),
-        limit=limits.max_drift,
+        limit=limit,
         unseen_limit=limits.max_unseen,
         passed=bool(passed),
     )

@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = {"num_workers": "0", "epochs": "2", "num_trials": "1", "batch_size": "256", "width": "8", "budget": "1/4"}
 
 
 class Checkout:
@@ -62,28 +59,6 @@ def new_checkout(folder: Path) -> Checkout:
     checkout.run("git", "config", "user.email", "test@example.invalid")
     checkout.commit("start")
     return checkout
-
-
-def write_shop(path: Path, rows: int = 3000, seed: int = 3) -> None:
-    """A shop's click log as its owner would export it: one CSV, names of their own."""
-    rng = np.random.default_rng(seed)
-    shoppers, products = 80, 50
-    shopper, product = rng.integers(0, shoppers, rows), np.minimum(rng.zipf(1.2, rows) - 1, products - 1)
-    taste, shelf = rng.normal(0, 1.5, (shoppers, 4)), rng.integers(0, 4, products)
-    bought = rng.random(rows) < 1 / (1 + np.exp(-(taste[shopper, shelf[product]] - 0.3)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(
-        {
-            "shopper": [f"s{u}" for u in shopper],
-            "sku": [f"p{i}" for i in product],
-            "shelf": [f"shelf {shelf[i]}" for i in product],
-            "at": pd.Timestamp("2024-03-01") + pd.to_timedelta(np.sort(rng.integers(0, 30 * 86400, rows)), unit="s"),
-            "channel": rng.choice(["web", "app"], rows),
-            "basket": rng.lognormal(2, 1, rows).round(2),
-            "bought": bought.astype(int),
-            "refunded": (bought & (rng.random(rows) < 0.05)).astype(int),
-        }
-    ).to_csv(path, index=False)
 
 
 @pytest.fixture(scope="module")

@@ -170,3 +170,11 @@ def test_sentence_names_the_worst_field_and_the_number_of_others(frame, measure,
 def test_a_period_without_rows_is_an_error(frame, measure, split, missing):
     with pytest.raises(NarrowcastError, match=f"no {missing} rows"):
         measure(frame.assign(split=split))
+
+
+def test_trailing_counts_are_told_but_not_bounded(tiny_frame, tiny_schema):
+    drift = {field.name: field for field in measure_drift(tiny_frame / "frame.parquet", tiny_schema)}
+    assert drift["user_events"].psi > 1
+    assert drift["user_events"].limit is None
+    assert drift["user_events"].passed
+    assert drift["user_click_rate"].limit == tiny_schema.checks.max_drift
