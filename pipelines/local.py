@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -130,7 +131,7 @@ def run_locally(arguments: dict[str, Any], *, home: Path, log_path: Path, use_ca
     with log_path.open("w") as file, _progress() as progress:
         log = _Log(file, progress, len(steps()))
         try:
-            with contextlib.redirect_stdout(log), warnings.catch_warnings():
+            with contextlib.redirect_stdout(log), _logging_to(log), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 outputs = training(**arguments).outputs
         except RuntimeError:
@@ -153,6 +154,20 @@ def _failure(states: dict[str, StepState], log_path: Path) -> str:
     name = running[-1]
     states[name].status = "failed"
     return f"step '{name}' ended without a word (killed? out of memory?): see {log_path}, then run again to resume"
+
+
+@contextlib.contextmanager
+def _logging_to(log: _Log) -> Iterator[None]:
+    """kfp tells of cached steps through the root logger only."""
+    root = logging.getLogger()
+    level, handler = root.level, logging.StreamHandler(log)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 @contextlib.contextmanager
