@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 
@@ -17,23 +18,27 @@ from narrowcast.errors import NarrowcastError
 from narrowcast.records import read_json
 
 SERVER = "narrowcast.components.serve.server"
+STAY = b"stay"
+"""Told to a tied server that is to outlive its caller."""
 SECONDS_TO_START = 180.0
 SECONDS_TO_STOP = 15.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """A process that serves `name` at `url`."""
+    """A process that serves `name` at `url`. Where it has a `lifeline` it ends when that is closed, as when we end."""
 
     name: str
     url: str
     pid: int
+    lifeline: IO[bytes] | None = None
 
 
 def start(model: Path, store: Path, log: Path, *, outlive: bool, seconds: float = SECONDS_TO_START) -> Server:
     """Start a server on a free port and return once it answered its sample request over HTTP.
 
-    Its output goes to `log`. With `outlive` it is in a session of its own, which no signal to this one reaches.
+    Its output goes to `log`. With `outlive` it is in a session of its own, which no signal to this one reaches, and
+    stays when this process ends; else it ends with the `Server` returned here.
 
     Raises:
         NarrowcastError: with the server's own reason; nothing is left running then.
@@ -42,20 +47,24 @@ def start(model: Path, store: Path, log: Path, *, outlive: bool, seconds: float 
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
         announce = Path(folder) / "server.json"
         command = [sys.executable, "-m", SERVER, "--model", str(model.resolve()), "--store", str(store.resolve())]
-        command += ["--port", "0", "--announce", str(announce)]
+        command += ["--port", "0", "--announce", str(announce), "--tied"]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=outlive
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=outlive
         )
+        assert process.stdin
         try:
             with Console(stderr=True).status("Starting the server"):
                 _wait_for(announce, process, log, seconds)
-            server = Server(**read_json(announce))
+            server = Server(**read_json(announce), lifeline=None if outlive else process.stdin)
             sample = read_json(model / "sample_request.json")
             answer = client.probabilities(client.infer(server.url, server.name, sample["request"]["inputs"]))
             if len(answer) != len(sample["expected"]):
                 raise NarrowcastError(
                     f"the server answered {len(answer)} of {len(sample['expected'])} candidates: see {log}"
                 )
+            if outlive:
+                process.stdin.write(STAY)
+                process.stdin.close()
         except BaseException:
             process.kill()
             process.wait()

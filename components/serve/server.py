@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from narrowcast.components.compact.packed import PackedModel
 from narrowcast.components.features.online import OnlineFeatures
+from narrowcast.components.serve.process import STAY
 from narrowcast.components.serve.protocol import RequestError, parse, signature
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import read_json, write_json
@@ -266,6 +268,15 @@ def serve(predictor: Predictor, claimed: socket.socket, announce: Path | None = 
     rest.run(sockets=[claimed])
 
 
+def end_with_caller() -> None:
+    """Wait until standard input closes, then end this process; return where the caller tells it to stay."""
+    if os.read(sys.stdin.fileno(), len(STAY)) == STAY:
+        return
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS_TO_STOP)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="narrowcast.components.serve.server", description="Serve a packed model.")
     parser.add_argument("--model", type=Path, required=True, help="packed model")
@@ -274,7 +285,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 answers other machines too")
     parser.add_argument("--name", help="model name in the address; the schema's name if left out")
     parser.add_argument("--announce", type=Path, help="file to write the address to once requests are answered")
+    parser.add_argument("--tied", action="store_true", help="end when standard input closes, unless told to stay")
     options = parser.parse_args(arguments)
+    if options.tied:
+        threading.Thread(target=end_with_caller, daemon=True).start()
     try:
         claimed = claim_port(options.host, options.port)
         serve(load_predictor(options.model, options.store, options.name), claimed, options.announce)

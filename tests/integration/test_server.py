@@ -33,6 +33,26 @@ def server(tiny_run, tmp_path_factory):
     process.stop(running.pid)
 
 
+def test_a_server_ends_with_its_caller_even_if_that_is_killed(tiny_run, tmp_path):
+    code = f"""
+import sys, time
+from pathlib import Path
+from narrowcast.components.serve import process
+server = process.start(Path({str(tiny_run.packed_model)!r}), Path({str(tiny_run.feature_store)!r}),
+                       Path({str(tmp_path / "log")!r}), outlive=False)
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as caller:
+        pid = int(caller.stdout.readline())
+        assert process.is_running(pid)
+        caller.kill()
+    deadline = time.monotonic() + 20
+    while process.is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def post(server, body, path=None, headers=None):
     """Status and text of a raw POST."""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
