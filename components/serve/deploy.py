@@ -90,8 +90,6 @@ def replace(endpoint: str, home: Location, packed_model: Location, feature_store
     Raises:
         NarrowcastError: if the new server does not answer; the endpoint is then as it was.
     """
-    if not endpoint or not all(letter.isalnum() or letter in "-_" for letter in endpoint):
-        raise NarrowcastError(f"'{endpoint}' cannot name an endpoint: use letters, digits, '-' and '_'")
     md5 = digest(packed_model)
     with _locked(home, endpoint):
         old = _find(home, endpoint)
@@ -185,13 +183,17 @@ def _folder(home: Location) -> Path:
 
 
 def _state(home: Location, endpoint: str) -> Path:
+    """The endpoint's state file. Raises NarrowcastError for a name that could lead elsewhere."""
+    if not endpoint or not all(letter.isalnum() or letter in "-_" for letter in endpoint):
+        raise NarrowcastError(f"'{endpoint}' cannot name an endpoint: use letters, digits, '-' and '_'")
     return _folder(home) / f"{endpoint}.json"
 
 
 @contextlib.contextmanager
 def _locked(home: Location, endpoint: str) -> Iterator[None]:
     """One deployment at a time an endpoint; a second waits for the first."""
-    _folder(home).mkdir(parents=True, exist_ok=True)
-    with (_folder(home) / f".{endpoint}.lock").open("w") as lock:
+    path = _state(home, endpoint).with_name(f".{endpoint}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,7 @@
 """Ask an endpoint to rank candidates for a user."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def _value(schema: Schema, name: str, value: Any) -> Any:
     if kind == "sequence":
         return [item for item in value.split(",") if item]
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise NarrowcastError(f"input '{name}' is '{value}', but the field is numeric: give a number") from None
+        number = math.inf
+    if math.isinf(number):
+        raise NarrowcastError(f"input '{name}' is '{value}', but the field is numeric: give a finite number")
+    return number

@@ -142,9 +142,9 @@ def test_no_endpoint_named_deploys_nothing(tiny_run, home, tmp_path):
 
 
 def test_names_that_are_paths_are_refused(tiny_run, home, tmp_path):
-    result = run(tiny_run.packed_model, tiny_run, home, tmp_path, endpoint="../elsewhere")
-    assert result["deployed"] is False
-    assert "cannot name an endpoint" in result["reason"]
+    with pytest.raises(NarrowcastError, match="cannot name an endpoint"):
+        run(tiny_run.packed_model, tiny_run, home, tmp_path, endpoint="../elsewhere")
+    assert not (tmp_path / "deployment").exists()
 
 
 def test_other_processes_are_never_stopped(home, tmp_path):

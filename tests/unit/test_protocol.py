@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.serve.protocol import MAX_CANDIDATES, RequestError, parse, signature, to_tensors
+from narrowcast.components.serve.rank import _value
+from narrowcast.errors import NarrowcastError
 
 KEYLESS = Schema.from_text(
     """
@@ -182,3 +184,10 @@ def test_any_tensors_are_read_or_refused(tensors):
     except RequestError:
         return
     assert {len(values) for values in request.columns.values()} == {request.num_candidates}
+
+
+@pytest.mark.parametrize("text", ["cheap", "inf", "-Infinity", "1e999"])
+def test_text_of_the_command_line_that_is_no_number(tiny_schema, text):
+    assert _value(tiny_schema, "price", "2.5") == 2.5
+    with pytest.raises(NarrowcastError, match="'price' is .*give a finite number"):
+        _value(tiny_schema, "price", text)
