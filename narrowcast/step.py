@@ -18,7 +18,8 @@ MARK = "narrowcast-step "
 def step(name: str) -> Iterator[None]:
     """Name the step's end and duration on standard output; turn a NarrowcastError into its sentence and status 1.
 
-    Prints one line, `narrowcast-step {"step", "seconds", "error"}`, for the runner that reads the log.
+    Any other exception is told as a defect and raised again. Prints one line,
+    `narrowcast-step {"step", "seconds", "error"}`, for the runner that reads the log.
     """
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -36,4 +37,8 @@ def step(name: str) -> Iterator[None]:
         tell(str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__} {error}".split())
+        tell(f"an unexpected {told}, which is a defect: please report it with the traceback in the step's log")
+        raise
     tell(None)

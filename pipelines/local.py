@@ -134,6 +134,11 @@ def run_locally(arguments: dict[str, Any], *, home: Path, log_path: Path, use_ca
             with contextlib.redirect_stdout(log), _logging_to(log), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 outputs = training(**arguments).outputs
+        except KeyboardInterrupt:  # the terminal has told the step, too
+            for state in log.states.values():
+                state.status = "failed" if state.status == "running" else state.status
+            error = "stopped by hand; what is done stays done: run again to resume"
+            return LocalRun(code=code, states=log.states, artifacts={}, error=error)
         except RuntimeError:
             return LocalRun(code=code, states=log.states, artifacts={}, error=_failure(log.states, log_path))
         finally:
