@@ -93,7 +93,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise NarrowcastError(f"{path} does not exist: run the step that writes it first") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise NarrowcastError(f"{path} is not valid JSON ({error}): delete it and run its step again") from None
 
 

@@ -305,15 +305,15 @@ def doctor(as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """Entry point: a NarrowcastError is one sentence and status 1."""
+    """Entry point: a NarrowcastError, or a file that the system refuses, is one sentence and status 1."""
     try:
         app(standalone_mode=True)
     except NarrowcastError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        note.print("stopped; what is done stays done: run again to resume")
-        sys.exit(130)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

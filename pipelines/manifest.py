@@ -63,7 +63,10 @@ class Run:
         data = read_json(path)
         if not isinstance(data, dict) or data.get("version") != VERSION:
             raise NarrowcastError(f"{path} is not a run manifest of version {VERSION}: give the run.json of a run")
-        return cls(**data)
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise NarrowcastError(f"{path} is no whole run manifest ({error}): give the run.json of a run") from None
 
 
 PLACES = frozenset({"home", "data_remote", "champion", "git_commit"})

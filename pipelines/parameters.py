@@ -1,6 +1,8 @@
 """The parameters of a run: `params.yaml`, what the command line changes in it, and what a run finds out by itself."""
 
+import contextlib
 import inspect
+import math
 import os
 import subprocess
 from collections.abc import Mapping
@@ -37,7 +39,7 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> dict[str, Any]
         raise NarrowcastError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise NarrowcastError(f"{path} must be a mapping of parameter names to values")
-    values = {**values, **{name: yaml.safe_load(text) if text else "" for name, text in (changes or {}).items()}}
+    values = {**values, **{name: _read(text) for name, text in (changes or {}).items()}}
     known = {name: p for name, p in signature().items() if name not in FOUND}
     for name in values:
         if name not in known:
@@ -50,9 +52,20 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> dict[str, Any]
     return {**defaults, **checked}
 
 
+def _read(text: str) -> Any:
+    """A value of the command line, read as params.yaml would be; text that is no YAML stands for itself."""
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        return text
+
+
 def _typed(name: str, value: Any, kind: type, where: Path) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            value = float(value)  # YAML takes 1e-3 for text
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NarrowcastError(f"{where}: parameter '{name}' must be a finite number, not '{value}'")
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, kind) or isinstance(value, bool):

@@ -76,7 +76,7 @@ def _champion(arguments: dict[str, Any], home: Path) -> str:
     """
     same = {k: v for k, v in arguments.items() if k not in manifest.PLACES} | {"code": code_digest()}
     key = hashlib.md5(json.dumps(same, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
-    book = home / "endpoints" / "judged-against.json"
+    book = home / "runs" / "judged-against.json"
     judged: dict[str, str] = read_json(book) if book.is_file() else {}
     if key not in judged or (judged[key] and not Path(judged[key]).is_dir()):
         judged[key] = champion_folder(home, arguments["endpoint"])

@@ -72,7 +72,7 @@ class PackedModel:
                 )
         try:
             return cls(directory)
-        except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
             raise NarrowcastError(
                 f"the packed model {directory} was not written by this version ({' '.join(str(error).split())}): "
                 "run the compact step again"
@@ -91,7 +91,7 @@ class PackedModel:
 def read_manifest(directory: str | Path) -> dict[str, Any]:
     """`manifest.json`, checked for its own format and content. Raises NarrowcastError."""
     manifest = read_json(Path(directory) / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("md5"), dict):
         raise NarrowcastError(
             f"{directory} is no packed model of format {FORMAT}: run the compact step of this version"
         )

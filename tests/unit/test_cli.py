@@ -42,6 +42,8 @@ def test_help_shows_an_example(verb):
         (["rank", "--user", "1", "--candidates", "2"], "default"),
         (["serve"], "--store"),
         (["compile", "-o", "package.txt"], "ends in .yaml"),
+        (["compile", "-o", "nowhere/package.yaml"], "nowhere/package.yaml"),
+        (["serve", "--stop", "../other"], "cannot name an endpoint"),
         (["data", "get", "ml_10k"], "did you mean 'ml_100k'"),
         (["data", "describe", "nothing.csv"], "nothing.csv"),
         (["data", "snapshot", "nothing"], "nothing"),
@@ -54,6 +56,14 @@ def test_bad_input_is_one_sentence_and_status_1(arguments, sentence, tmp_path):
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[]", '{"version": 1}', '{"version": 1, "more": 2}'])
+def test_a_file_that_is_no_run_cannot_be_reproduced(text, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    done = narrowcast("reproduce", "run.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: run\.json is no.*\n", done.stderr)
 
 
 def test_doctor_says_what_to_mend(tmp_path):

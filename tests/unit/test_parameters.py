@@ -14,6 +14,8 @@ def params(tmp_path):
 def test_defaults_file_and_changes_in_this_order(params):
     values = load(params, {"width": "8", "budget": "200KB"})
     assert (values["epochs"], values["width"], values["budget"], values["seed"]) == (3, 8, "200KB", 0)
+    assert load(params, {"learning_rate": "1e-3"})["learning_rate"] == 0.001
+    assert load(params, {"endpoint": "@home"})["endpoint"] == "@home"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,9 @@ def test_defaults_file_and_changes_in_this_order(params):
         ({"epochs": "2.5"}, "'epochs' must be int"),
         ({"seed": "true"}, "'seed' must be int"),
         ({"git_commit": "x"}, "unknown parameter 'git_commit'"),
+        ({"max_latency_ms": ".inf"}, "'max_latency_ms' must be a finite number"),
+        ({"max_auc_loss": "nan"}, "'max_auc_loss' must be a finite number"),
+        ({"epochs": "1: 2: 3"}, "'epochs' must be int, not '1: 2: 3'"),
     ],
 )
 def test_bad_parameters_are_one_sentence(params, changes, sentence):
