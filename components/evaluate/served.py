@@ -31,9 +31,7 @@ def parity(server: Server, schema: Schema, rows: pd.DataFrame, expected_B: NDArr
 
     Every input is sent, so that the rows are scored as of their own time. Up to `PARITY_ROWS` rows, evenly spread.
     """
-    positions = np.flatnonzero(_sendable(schema, rows))
-    if not len(positions):
-        raise NarrowcastError("no test row has every input that may not be missing: look at the validation's report")
+    positions = _sendable(schema, rows)
     positions = positions[:: -(-len(positions) // PARITY_ROWS)]
     difference = 0.0
     for start in range(0, len(positions), PARITY_BATCH):
@@ -56,7 +54,7 @@ def latency(server: Server, schema: Schema, rows: pd.DataFrame) -> dict[str, flo
     The last test row's user and context with up to `LATENCY_CANDIDATES` items of the test rows, looked up in the
     feature store; without both keys in the schema, as many rows with every input given.
     """
-    sendable = rows[_sendable(schema, rows)]
+    sendable = rows.iloc[_sendable(schema, rows)]
     if schema.user and schema.item:
         last = sendable.iloc[-1]
         candidates = list(dict.fromkeys(sendable[schema.item]))[:LATENCY_CANDIDATES]
@@ -88,10 +86,15 @@ def _request_ms(connection: http.client.HTTPConnection, server: Server, body: by
     return elapsed_ms
 
 
-def _sendable(schema: Schema, rows: pd.DataFrame) -> NDArray[np.bool_]:
-    """Rows that a client may send: nothing missing that the schema says never is (a joined row can lack its item)."""
+def _sendable(schema: Schema, rows: pd.DataFrame) -> NDArray[np.intp]:
+    """Positions of the rows that a client may send: nothing missing that the schema says never is (a joined row can
+    lack its item). Raises NarrowcastError where there are none.
+    """
     required = [field.name for field in schema.inputs if not field.nullable and field.type != "sequence"]
-    return rows[required].notna().all(axis=1).to_numpy()
+    positions = np.flatnonzero(rows[required].notna().all(axis=1).to_numpy())
+    if not len(positions):
+        raise NarrowcastError("no test row has every input that may not be missing: look at the validation's report")
+    return positions
 
 
 def _all_inputs(schema: Schema, rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -59,4 +59,4 @@ def _endpoint(deployment: Mapping[str, Any]) -> str:
         return f"{deployment['url']} ({deployment['endpoint']})"
     if deployment["url"]:
         return f"{deployment['url']} ({deployment['endpoint']}, left as it was)"
-    return f"nothing serves at {deployment['endpoint']}"
+    return f"nothing serves at {deployment['endpoint']}" if deployment["endpoint"] else NONE

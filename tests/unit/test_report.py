@@ -470,3 +470,4 @@ def test_summary_names_figures_failures_and_paths(finished_run):
     assert told.lower().count("over the budget") == 1
     for words in ("6 of 7 passed", "bytes: Over the budget.", "nothing serves at default"):
         assert words in told
+    assert "nothing serves" not in told_of(evaluation, deployment | {"endpoint": ""})
