@@ -189,5 +189,5 @@ def test_any_tensors_are_read_or_refused(tensors):
 @pytest.mark.parametrize("text", ["cheap", "inf", "-Infinity", "1e999"])
 def test_text_of_the_command_line_that_is_no_number(tiny_schema, text):
     assert _value(tiny_schema, "price", "2.5") == 2.5
-    with pytest.raises(NarrowcastError, match="'price' is .*give a finite number"):
+    with pytest.raises(NarrowcastError, match=r"'price' is .*give a finite number"):
         _value(tiny_schema, "price", text)
