@@ -65,7 +65,7 @@ def to_number(values: pa.Array) -> tuple[pa.Array, pa.Array]:
             text = pc.if_else(pc.equal(text, "true"), "1", pc.if_else(pc.equal(text, "false"), "0", text))
             numbers = pc.if_else(pc.match_substring_regex(text, _NUMBER), text, None).cast(pa.float64())
             values = text
-    elif pa.types.is_nested(values.type) or pa.types.is_temporal(values.type) or pa.types.is_binary(values.type):
+    elif pa.types.is_temporal(values.type) or _is_opaque(values.type):
         numbers = pa.nulls(len(values), pa.float64())
     else:
         numbers = values.cast(pa.float64(), safe=False)
@@ -81,9 +81,11 @@ def to_time(values: pa.Array, unit: str) -> tuple[pa.Array, pa.Array]:
     A column that already is a timestamp or a date keeps its meaning, whatever the unit. Times without a zone are UTC.
     """
     values = plain(values)
-    if pa.types.is_temporal(values.type):
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         zone = getattr(values.type, "tz", None)
         micros = values.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
+    elif pa.types.is_temporal(values.type) or _is_opaque(values.type):
+        micros = pa.nulls(len(values), pa.int64())  # a time of day or a duration is no moment
     elif unit == "iso":
         text = values if pa.types.is_string(values.type) else values.cast(pa.string())
         micros = _parsed(text, "ISO8601")
@@ -95,6 +97,11 @@ def to_time(values: pa.Array, unit: str) -> tuple[pa.Array, pa.Array]:
     possible = pc.and_(pc.greater_equal(micros, EARLIEST), pc.less(micros, LATEST))
     times = pc.if_else(possible, micros, None).cast(pa.timestamp("us")).cast(TIME)
     return times, pc.and_(pc.is_valid(values), pc.is_null(times))
+
+
+def _is_opaque(type_: pa.DataType) -> bool:
+    """Whether neither a number nor a time can be read from the type."""
+    return bool(pa.types.is_nested(type_) or pa.types.is_binary(type_))
 
 
 def _parsed(text: pa.Array, format: str) -> pa.Array:

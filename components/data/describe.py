@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import yaml
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
+from narrowcast.components.data.columns import to_number
 from narrowcast.components.data.profile import Column, Profile
 from narrowcast.components.data.schema import RESERVED, Schema
 from narrowcast.errors import NarrowcastError
@@ -85,7 +87,7 @@ class _Draft:
         lines = [
             f"# Drafted from {self.profile.rows:,} rows of {self.profile.path.name}; counts of values are estimates.",
             "# Check the label, the keys, the time, and above all that no field is known only after the event.",
-            f"name: {self.name}",
+            f"name: {_scalar(self.name)}",
             "sources:",
             f"  events: {_flow(source)}",
         ]
@@ -274,7 +276,8 @@ def _time_unit(column: Column, sample: pd.Series) -> str | None:
 
 
 def _numbers(values: pd.Series) -> pd.Series:
-    return pd.to_numeric(values, errors="coerce").astype(float)
+    """As ingestion reads them, true and false as 1 and 0; NaN where there is none."""
+    return to_number(pa.array(values, from_pandas=True))[0].to_pandas().astype(float).set_axis(values.index)
 
 
 def _telling(values: pd.Series, label: pd.Series) -> float:

@@ -227,7 +227,7 @@ def _arrow(field: Field, values: Values) -> pa.Array:
             raise pa.ArrowInvalid(f"{array.type} values are not numbers")
         array = array.cast(pa.float64(), safe=False)
         return pc.if_else(pc.is_nan(array), None, array) if field.nullable else array
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, TypeError, UnicodeEncodeError) as error:
         wanted = {"categorical": "text", "numeric": "numbers", "sequence": "lists of text"}[field.type]
         raise NarrowcastError(f"input '{field.name}' must be {wanted}: {' '.join(str(error).split())[:120]}") from None
 

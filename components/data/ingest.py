@@ -82,9 +82,8 @@ class _Reader:
     def text(self, column: str) -> pa.Array:
         return self._convert(column, to_text, "text; choose another column, or make it a sequence")
 
-    def lists(self, column: str, separator: str | None) -> pa.Array:
-        mend = "lists; give the field a `separator` in the schema" if separator is None else "lists or text"
-        return self._convert(column, lambda values: to_lists(values, separator), mend)
+    def lists(self, column: str, separator: str | None, kind: str) -> pa.Array:
+        return self._convert(column, lambda values: to_lists(values, separator), kind)
 
     def number(self, column: str, mend: str) -> pa.Array:
         values = self.batch.column(column)
@@ -102,7 +101,10 @@ class _Reader:
     def field(self, spec: Field) -> pa.Array:
         if spec.type == "numeric":
             return self.number(spec.raw_column, f"make the field '{spec.name}' categorical")
-        return self.lists(spec.raw_column, spec.separator) if spec.type == "sequence" else self.text(spec.raw_column)
+        if spec.type == "categorical":
+            return self.text(spec.raw_column)
+        kind = "lists or text" if spec.separator else "lists; give the field a `separator` in the schema"
+        return self.lists(spec.raw_column, spec.separator, kind)
 
     def _convert(self, column: str, convert: Callable[[pa.Array], pa.Array], kind: str) -> pa.Array:
         values = self.batch.column(column)
@@ -159,8 +161,8 @@ def _label(reader: _Reader, schema: Schema, label_type: pa.DataType) -> pa.Array
     numbers = reader.number(column, "choose another label column")
     if threshold is not None:
         return pc.greater_equal(numbers, threshold).cast(label_type)
-    whole = pc.equal(numbers, pc.floor(numbers))
-    why = "no whole numbers (set label.at_least in the schema to turn them into clicks)"
+    whole = pc.and_(pc.equal(numbers, pc.floor(numbers)), pc.less(pc.abs(numbers), 2.0**63))
+    why = "no whole numbers of at most 64 bits (set label.at_least in the schema to turn them into clicks)"
     reader.faults.note(column, reader.batch.column(column), pc.fill_null(pc.invert(whole), False), reader.rows, why)
     numbers = pc.if_else(whole, numbers, None)
     if label_type == pa.uint8() and pc.any(pc.and_(pc.not_equal(numbers, 0), pc.not_equal(numbers, 1))).as_py():
@@ -206,7 +208,7 @@ def _write_histories(raw: Path, schema: Schema, folder: Path, column: str) -> in
     reader = _Reader(raw, schema.sources["histories"], [key.raw_column, column])
     with pq.ParquetWriter(folder / "histories.parquet", types) as writer:
         while reader.advance():
-            arrays = [reader.text(key.raw_column), reader.lists(column, None)]
+            arrays = [reader.text(key.raw_column), reader.lists(column, None, "lists; write a list column")]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=types))
     return reader.rows
 

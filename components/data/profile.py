@@ -86,7 +86,10 @@ class Profile:
 
 
 def _source(path: Path) -> tuple[Source, Sequence[str]]:
-    """How to read a file, and its columns; they are numbered where the first line holds numbers, so is no header."""
+    """How to read a file, and its columns; they are numbered where the first line holds numbers, so is no header.
+
+    A column without a name, such as the index that pandas writes, cannot be a field and is left out.
+    """
     if not path.is_file():
         raise NarrowcastError(f"{path} is no file: name one CSV, TSV or Parquet file with a row an event")
     if path.stat().st_size == 0:
@@ -113,7 +116,8 @@ def _source(path: Path) -> tuple[Source, Sequence[str]]:
     fields = tuple(line.split("\t")) if tabs else tuple(next(csv.reader([line])))
     headless = any(_is_number(value) for value in fields)
     columns = tuple(f"column_{i}" for i in range(1, len(fields) + 1)) if headless else fields
-    return Source(path=path.name, format="tsv" if tabs else "csv", columns=columns if headless else None), columns
+    source = Source(path=path.name, format="tsv" if tabs else "csv", columns=columns if headless else None)
+    return source, tuple(column for column in columns if column)
 
 
 def _is_number(text: str) -> bool:
@@ -152,6 +156,8 @@ def _statistics(name: str, kind: Kind, timely: bool) -> str:
         number = f"trim({column})"
     if kind in {"text", "number"}:
         number = f"TRY_CAST({number} AS DOUBLE)"
+        if kind == "text":
+            number = f"CASE lower(trim({column})) WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE {number} END"
         finite = f"FILTER (isfinite({number}))"
         parts["numbers"] = f"count(*) {finite}"
         parts["whole"] = f"bool_and({number} = floor({number})) {finite}"

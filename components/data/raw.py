@@ -30,7 +30,7 @@ def read_batches(directory: Path, source: Source, columns: Sequence[str]) -> Ite
         for batch in (_parquet if source.format == "parquet" else _text)(path, source, columns):
             rows += len(batch)
             yield batch
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")[:200]
         raise NarrowcastError(
             f"{path} cannot be read as {source.format} after {rows} rows ({reason}): fetch the file again, or mend its "

@@ -330,6 +330,11 @@ def _check(schema: Schema) -> None:
         if f.min_count < 1 or f.max_length < 1:
             raise NarrowcastError(f"{where}: field '{f.name}' needs min_count and max_length of at least 1")
         _check_options(where, f)
+    if all(f.type == "numeric" for f in schema.fields):
+        raise NarrowcastError(
+            f"{where} has numeric fields alone, so there is no embedding table to train: make one of them categorical, "
+            "or add a field of ids"
+        )
     _check_row_key(where, schema)
     if schema.history and schema.history.max_length < 1:
         raise NarrowcastError(f"{where}: history.max_length must be at least 1")
@@ -352,11 +357,14 @@ def _is_identifier(name: str) -> bool:
 
 def _check_options(where: str, f: Field) -> None:
     """An option that a field's type has no use for is a mistake, not a wish."""
-    fitting = {"min": "numeric", "max": "numeric", "separator": "sequence"}
-    for option, type_ in fitting.items():
-        if getattr(f, option) is not None and f.type != type_:
+    fitting: dict[str, tuple[str, ...]] = dict.fromkeys(("min", "max", "transform"), ("numeric",))
+    fitting |= dict.fromkeys(("separator", "max_length"), ("sequence",))
+    fitting["min_count"] = ("categorical", "sequence")
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(Field)}
+    for option, types_ in fitting.items():
+        if getattr(f, option) != defaults[option] and f.type not in types_:
             raise NarrowcastError(
-                f"{where}: field '{f.name}' is {f.type}, but '{option}' is for {type_} fields: remove it"
+                f"{where}: field '{f.name}' is {f.type}, but '{option}' is for {' and '.join(types_)} fields: remove it"
             )
     if f.values is not None and f.type == "numeric":
         raise NarrowcastError(f"{where}: field '{f.name}' is numeric, but 'values' lists ids: use min and max")

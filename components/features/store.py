@@ -23,7 +23,7 @@ TEMPLATES = Path(str(feature_repo.__file__)).parent
 
 def create_store(connection: duckdb.DuckDBPyConnection, schema: Schema, folder: Path) -> FeatureStore:
     """Write sources, schema and definitions into an empty folder and apply them; the online store is still empty."""
-    config = (TEMPLATES / CONFIG).read_text().replace("project: narrowcast", f"project: {schema.name}")
+    config = (TEMPLATES / CONFIG).read_text().replace("project: narrowcast", f'project: "{schema.name}"')
     (folder / CONFIG).write_text(config)
     (folder / SCHEMA).write_text(schema.to_text())
     shutil.copyfile(TEMPLATES / "definitions.py", folder / "definitions.py")

@@ -51,6 +51,8 @@ class TrainConfig:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise NarrowcastError(f"{name} is {getattr(self, name)}: must be at least {value}")
+        if self.seed >= 2**32:
+            raise NarrowcastError(f"seed is {self.seed}: must be less than 2^32")
         if not 0 < self.learning_rate < math.inf:
             raise NarrowcastError(f"learning_rate is {self.learning_rate}: must be a positive number")
         if self.num_workers > self.batch_size:
@@ -95,10 +97,12 @@ def fit(
             started = time.monotonic()
             train_logloss = train_epoch(state, train, config, workers)
             probability_B = predict_together(state.model, validation, workers)
+            validation_logloss = logloss(validation.label_B, probability_B)
+            demand_finite(validation_logloss, state, config)
             state.end_epoch(
                 train_logloss=train_logloss,
                 validation_auc=auc(validation.label_B, probability_B),
-                validation_logloss=logloss(validation.label_B, probability_B),
+                validation_logloss=validation_logloss,
             )
             if workers.rank == 0:
                 tell(epoch_line(state, config, len(train) / (time.monotonic() - started)))
@@ -124,11 +128,15 @@ def train_epoch(state: TrainState, split: Split, config: TrainConfig, workers: W
         workers.sum_gradients(parameters)
         state.optimiser.step()
     mean_loss = workers.sum(total_loss).item() / len(split)
-    if not math.isfinite(mean_loss):
+    demand_finite(mean_loss, state, config)
+    return mean_loss
+
+
+def demand_finite(loss: float, state: TrainState, config: TrainConfig) -> None:
+    if not math.isfinite(loss):
         raise NarrowcastError(
             f"the loss is no number in epoch {state.epoch + 1}: lower learning_rate ({config.learning_rate})"
         )
-    return mean_loss
 
 
 def shuffled_batches(

@@ -86,7 +86,7 @@ class Site:
                     passed=bool(result.success),
                     rows=result.result.get("element_count") if check.rows else None,
                     unexpected=unexpected if check.rows else None,
-                    observed=_observed(result.result),
+                    observed=_observed(result.result) if _shows_values(check) else None,
                 )
             )
         return outcomes
@@ -135,6 +135,11 @@ def _number(result: ExpectationValidationResult) -> int:
     return result.expectation_config.meta["check"]
 
 
+def _shows_values(check: Check) -> bool:
+    """Whether the expectation reads the column that the check names, not one that was added to stand for it."""
+    return getattr(check.expectation, "column", check.column) == check.column
+
+
 def _columns(check: Check) -> list[str]:
     """The columns that a check of uniqueness reads."""
     expectation: Any = check.expectation
@@ -148,7 +153,7 @@ def _observed(found: dict[str, Any]) -> str | None:
     if "observed_value" in found:
         return _text(found["observed_value"])
     for value in found.get("partial_unexpected_list", []):
-        if value is not None and value is not pd.NaT:
+        if not (value is None or value is pd.NaT or value != value):  # NaN is not itself
             return _text(value)
     return None
 

@@ -69,8 +69,8 @@ def frame_structure(schema: Schema) -> list[Check]:
 
 
 def as_of_columns(schema: Schema) -> tuple[str, ...]:
-    """The frame's `user_as_of` and `item_as_of`, where it has statistics of them."""
-    return tuple(dict.fromkeys(f"{f.owner}_as_of" for f in schema.statistics_fields))
+    """The frame's `user_as_of` and `item_as_of`, where it has derived inputs of them."""
+    return tuple(dict.fromkeys(f"{f.owner}_as_of" for f in schema.inputs if f not in schema.fields))
 
 
 def histories_structure(schema: Schema) -> list[Check]:

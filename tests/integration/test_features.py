@@ -206,7 +206,7 @@ fields: [{name: u, type: categorical, owner: user}]
 
 def test_a_schema_without_entities_or_time(tmp_path):
     text = """
-name: ads
+name: "null"  # a name that YAML would read as something else
 sources: {events: {path: events.csv, format: csv}}
 label: {column: click}
 fields: [{name: site, type: categorical}, {name: price, type: numeric}]

@@ -145,6 +145,19 @@ def test_tsv_without_header_and_rating(tmp_path):
     assert schema.leakage == ("rating",)
 
 
+def test_a_file_as_pandas_writes_it(tmp_path):
+    """With a column of row numbers that has no name, and true and false in words; a file may also be named null."""
+    rng = np.random.default_rng(3)
+    log = pd.DataFrame({"user_id": rng.integers(0, 9, 300), "score": rng.random(300), "clicked": rng.random(300) < 0.3})
+    log.to_csv(tmp_path / "null.csv")
+    schema = Schema.from_text(describe(tmp_path / "null.csv"))
+    assert (schema.name, schema.user) == ("null", "user_id")
+    assert (schema.label.column, schema.label.at_least) == ("clicked", None)
+    assert [f.name for f in schema.fields] == ["user_id", "score"]
+    ingest(tmp_path, schema, tmp_path / "dataset")
+    assert pq.read_table(tmp_path / "dataset" / "events.parquet")["label"].to_pylist() == log["clicked"].tolist()
+
+
 def test_two_words_are_no_list(tmp_path):
     cities = ["New York", "San Jose", "El Paso", "Fort Worth"] * 100
     genres = ["drama comedy", "drama", "comedy", "war drama", "war", "war comedy", "war drama comedy", "drama war"] * 50

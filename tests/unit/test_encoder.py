@@ -217,6 +217,7 @@ def test_no_rows():
         ("item", [["b"]], "'item' must be text"),
         ("item", ["b", 1.5j], "'item' must be text"),
         ("item", [b"\xff"], "'item' must be text"),
+        ("item", ["\ud800"], "'item' must be text"),
         ("tags", ["t"], "'tags' must be lists of text"),
         ("tags", [[["t"]]], "'tags' must be lists of text"),
         ("tags", [["t"]] * 3, "'item' has 2 values for 3 rows"),

@@ -168,6 +168,7 @@ def test_bad_settings_and_bad_data_are_sentences(tiny_encoded, data, plan, tmp_p
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"batch_size": 2, "num_workers": 3}, "less than a row"),
+        ({"seed": 2**32}, "seed is 4294967296"),
         ({"backbone": "dlmr"}, "did you mean 'dlrm'"),
     ):
         with pytest.raises(NarrowcastError, match=words):
@@ -176,6 +177,8 @@ def test_bad_settings_and_bad_data_are_sentences(tiny_encoded, data, plan, tmp_p
         train_full(tmp_path, CONFIG, tmp_path / "model", width=8, inner_width=0)
     with pytest.raises(NarrowcastError, match="lower learning_rate"):
         train_full(tiny_encoded, replace(CONFIG, learning_rate=1e30), tmp_path / "model", width=8, inner_width=0)
+    with pytest.raises(NarrowcastError, match="lower learning_rate"):  # the only step comes before the loss is none
+        fit(data, plan, replace(CONFIG, epochs=1, learning_rate=1e30, batch_size=10**6), tell=quiet)
     one_class = tmp_path / "one_class"
     shutil.copytree(tiny_encoded, one_class)
     np.save(one_class / "validation" / "label.npy", np.ones_like(data.split("validation").label_B))

@@ -1,5 +1,6 @@
 """Ingestion: typed tables out of every raw format, every row accounted for, one sentence for every broken file."""
 
+import datetime
 import gzip
 from pathlib import Path
 
@@ -168,7 +169,8 @@ def test_broken_values_are_counted_and_located(tmp_path):
         (2, "noon", "column 'time': 2 values are no times of 1900 to 2200 in unit 's'"),
         (2, "1650812741436", "column 'time': 2 values are no times of 1900 to 2200 in unit 's'"),
         (3, "yes", "column 'bought': 2 values are no finite numbers (mend the file, or choose another label column)"),
-        (3, "0.5", "column 'bought': 2 values are no whole numbers (set label.at_least"),
+        (3, "0.5", "column 'bought': 2 values are no whole numbers of at most 64 bits (set label.at_least"),
+        (3, "1e300", "column 'bought': 2 values are no whole numbers"),
     ):
         broken = [rows[0], rows[1]]
         for row in rows[2:]:
@@ -190,6 +192,7 @@ def test_broken_files(tmp_path):
     )
     assert "2 columns 'price'" in refused(tmp_path, LOG.replace("unused", "price"))
     assert "cannot be read as csv" in refused(tmp_path, LOG.encode() + b"\xff,\xff,1,1,1,1,1,1,1\n")
+    assert "log.csv cannot be read as csv" in refused(tmp_path, LOG.replace("unused", "usé").encode("latin-1"))
     zipped = SHOP.replace("log.csv", "log.csv.gz")
     assert "log.csv.gz cannot be read" in refused(
         tmp_path, gzip.compress(LOG.encode() * 50)[:-20], zipped, "log.csv.gz"
@@ -310,6 +313,14 @@ def test_times_by_unit():
     assert read([14102123, 9010100], "YYMMDDHH") == [1413932400 * second, 1230768000 * second]
     assert read(pd.to_datetime(["1970-01-01 00:00:01"]), "ms") == [second]
     for value, unit in (("2**70", "s"), ("1e300", "ms"), ("tomorrow", "iso"), ("14139900", "YYMMDDHH")):
+        times, bad = to_time(pa.array([value]), unit)
+        assert times.to_pylist() == [None]
+        assert bad.to_pylist() == [True]
+
+
+@pytest.mark.parametrize("unit", ["s", "iso", "YYMMDDHH"])
+def test_what_is_no_moment_is_no_time(unit):
+    for value in ([1], {"a": 1}, b"\xff", datetime.time(12), datetime.timedelta(1)):
         times, bad = to_time(pa.array([value]), unit)
         assert times.to_pylist() == [None]
         assert bad.to_pylist() == [True]

@@ -89,6 +89,23 @@ def test_inputs_are_fields_then_statistics_then_history():
         (changed(field={"name": "x", "type": "numeric", "min": "low"}), "min must be float, not 'low'"),
         (changed(field={"name": "x", "type": "numeric", "min": 2, "max": 1}), "min 2 above max 1"),
         (changed(field={"name": "x", "type": "categorical", "min": 2}), "'min' is for numeric fields"),
+        (
+            changed(field={"name": "x", "type": "numeric", "min_count": 2}),
+            "'min_count' is for categorical and sequence",
+        ),
+        (changed(field={"name": "x", "type": "categorical", "transform": "log"}), "'transform' is for numeric fields"),
+        (changed(field={"name": "x", "type": "categorical", "max_length": 3}), "'max_length' is for sequence fields"),
+        (
+            changed(
+                sources={"events": {"path": "a", "format": "csv"}},
+                fields=[{"name": "x", "type": "numeric"}],
+                user=None,
+                item=None,
+                history=None,
+                checks=None,
+            ),
+            "numeric fields alone",
+        ),
         (changed(field={"name": "x", "type": "numeric", "values": ["1"]}), "'values' lists ids"),
         (changed(field={"name": "x", "type": "sequence", "separator": ""}), "empty separator"),
         (changed(field={"name": "x", "type": "categorical", "min_count": 0}), "at least 1"),

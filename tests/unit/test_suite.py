@@ -212,6 +212,14 @@ def test_structure_demands_just_the_schemas_columns_and_types(run, table):
     assert sentences[0].endswith("is missing")
 
 
+def test_a_history_without_statistics_has_its_as_of_column(run):
+    schema = dataclasses.replace(SCHEMA, statistics=False)
+    types = types_of("frame")
+    derived = ("item_as_of", *(f.name for f in SCHEMA.statistics_fields))
+    kept = pd.DataFrame({name: [type_] for name, type_ in types.items() if name not in derived})
+    assert failures(run(kept, frame_structure(schema))) == []
+
+
 def test_tables_are_loaded_as_the_suite_reads_them(tmp_path):
     table = pa.table(
         {
