@@ -29,7 +29,7 @@ quickstart: setup ## Run the whole DAG on MovieLens-100K and ask the deployed mo
 	$(BIN)/narrowcast rank --user 196 --candidates 50,100,181,258,286,288,294,300
 
 test: setup ## Run all tests
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check

@@ -20,7 +20,7 @@ from narrowcast.components.train.embedding import PREFIX, tokens
 from narrowcast.components.train.model import ModelConfig, seeded_head, to_tensors
 from narrowcast.components.train.plan import Plan
 from narrowcast.errors import NarrowcastError
-from narrowcast.records import digest, read_json
+from narrowcast.records import RECORD, digest, read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -62,6 +62,13 @@ class PackedModel:
         """Read a packed model. Raises NarrowcastError when a file is missing or not what the manifest says."""
         directory = Path(directory)
         manifest = read_manifest(directory)
+        extra = {file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()}
+        extra -= {*manifest["md5"], MANIFEST, RECORD}
+        if extra:
+            raise NarrowcastError(
+                f"the packed model {directory} holds '{min(extra)}', which its manifest does not know: remove it or run "
+                "the compact step again"
+            )
         for name, md5 in manifest["md5"].items():
             if not (directory / name).is_file():
                 raise NarrowcastError(f"the packed model {directory} lacks '{name}': run the compact step again")

@@ -123,7 +123,7 @@ class Checks:
     label_rate: tuple[float, float] = (0.001, 0.999)
     row_key: tuple[str, ...] | None = None
     max_drift: float = 1.0
-    max_unseen: float = 0.9
+    max_unseen: float = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,8 @@ Two figures measure two things and have a limit each. The *population stability 
 spread over buckets: sum over buckets of (q - p) ln(q / p), p the share of the training rows and q of the later ones
 (Siddiqi, Credit Risk Scorecards, 2006). The *unseen share* counts the later ids that training never saw; they are kept
 out of the PSI, where new users and items, normal in a split by time, would drown every other change. The trailing
-counts have no PSI limit: they grow with the age of the log, whatever the data does (our own choice).
+counts and the user key have no PSI limit (our own choice): counts grow with the age of the log, and users come and go,
+whatever the data does.
 
 Buckets (our own choice):
 
@@ -153,7 +154,7 @@ def _field_drift(frame: Path, field: Field, later_B: NDArray[np.bool_], schema: 
             column, row_N = _elements(column)
             later_N = later_B[row_N]
         psi, unseen_share = _id_drift(column, later_N)
-    limit = None if field.name in schema.trailing_counts else limits.max_drift
+    limit = None if field.name in (*schema.trailing_counts, schema.user) else limits.max_drift
     passed = (limit is None or psi <= limit) and (unseen_share or 0.0) <= limits.max_unseen
     return FieldDrift(
         name=field.name,
