@@ -66,8 +66,8 @@ class PackedModel:
         extra -= {*manifest["md5"], MANIFEST, RECORD}
         if extra:
             raise NarrowcastError(
-                f"the packed model {directory} holds '{min(extra)}', which its manifest does not know: remove it or run "
-                "the compact step again"
+                f"the packed model {directory} holds '{min(extra)}', which its manifest does not list: remove it or "
+                "run the compact step again"
             )
         for name, md5 in manifest["md5"].items():
             if not (directory / name).is_file():
