@@ -76,11 +76,9 @@ class _Log(io.TextIOBase):
             self._end(found[1].replace("-", "_"), StepState(status="cached"))
         elif (at := line.find(MARK)) >= 0:
             told = json.loads(line[at + len(MARK) :])
-            state = StepState(
-                status="failed" if told["error"] else "done", seconds=told["seconds"], error=told["error"]
-            )
-            state.seconds = time.monotonic() - self.started
-            self._end(told["step"], state)
+            status = "failed" if told["error"] else "done"
+            took = time.monotonic() - self.started
+            self._end(told["step"], StepState(status=status, seconds=took, error=told["error"]))
 
     def _end(self, name: str, state: StepState) -> None:
         self.states[name] = state
