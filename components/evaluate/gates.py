@@ -175,7 +175,7 @@ def _parity_served(
 
 def _server_answers(server: Attempt, packed: Path) -> tuple[float, str]:
     difference = served.sample_difference(server.get(), read_json(packed / "sample_request.json"))
-    return difference, f"the server boots and answers its sample request {difference:.3g} from what is expected"
+    return difference, f"the server boots, and its sample scores differ by {difference:.3g} from the expected"
 
 
 def _metrics(test: Split, scores: Attempt) -> dict[str, float] | None:
