@@ -237,6 +237,8 @@ def serve(
             table.add_row(row["endpoint"], row["model"], row["url"], "yes" if row["alive"] else "[red]no[/]")
         out.print(table)
         return
+    if as_json:
+        raise NarrowcastError("--json goes with --status")
     if model is None or store is None:
         raise NarrowcastError(
             "give a packed model and --store, or --status, or --stop ENDPOINT; see `narrowcast serve --help`"

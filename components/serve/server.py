@@ -20,6 +20,7 @@ from typing import Any
 
 import kserve
 import numpy as np
+import pyarrow as pa
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -33,6 +34,7 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from narrowcast.components.compact.packed import PackedModel
+from narrowcast.components.data.columns import to_text
 from narrowcast.components.features.online import OnlineFeatures
 from narrowcast.components.serve.process import STAY
 from narrowcast.components.serve.protocol import RequestError, parse, signature
@@ -52,6 +54,11 @@ STAGE_SECONDS = Histogram(
 CANDIDATES = Counter("narrowcast_candidates", "Candidates scored", ["model_name"])
 UNKNOWN_IDS = Counter("narrowcast_unknown_ids", "User and item keys that the model never saw", ["model_name", "key"])
 CLIENT_ERRORS = Counter("narrowcast_client_errors", "Requests refused with status 400")
+
+
+def _spelled(ids: list[str]) -> list[str]:
+    """Ids as the feature store has them: "1.0" is "1"."""
+    return [text or "" for text in to_text(pa.array(ids, pa.string())).to_pylist()]
 
 
 class Predictor(kserve.Model):
@@ -100,7 +107,8 @@ class Predictor(kserve.Model):
         with self._timed("lookup"):
             if missing := request.to_look_up(self.schema):
                 user, item = self._keys()
-                found = self.store.lookup(columns[user][0], columns[item])
+                (user_id,) = _spelled(columns[user][:1])
+                found = self.store.lookup(user_id, _spelled(columns[item]))
                 columns |= {name: found[name] for name in missing}
         with self._timed("encode"):
             try:

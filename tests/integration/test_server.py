@@ -105,6 +105,12 @@ def test_looked_up_features_give_the_packed_models_scores(server, tiny_run):
     assert not answer.get("parameters")
 
 
+def test_an_id_has_one_spelling(server):
+    plain, spelled = (client.infer(server.url, server.name, ranking(u, i)) for u, i in (("3", ["1"]), ("3.0", ["1.0"])))
+    assert client.probabilities(plain) == client.probabilities(spelled)
+    assert not spelled.get("parameters")
+
+
 def test_a_given_input_replaces_the_looked_up_one(server):
     plain = client.probabilities(client.infer(server.url, server.name, ranking()))
     older = client.infer(server.url, server.name, ranking(age=tensor("age", [12], "INT64")))
