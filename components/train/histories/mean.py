@@ -1,0 +1,25 @@
+"""Mean: the average of the history's items, whatever the candidate."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from narrowcast.components.train.histories.registry import register
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanConfig:
+    name: ClassVar[str] = "mean"
+
+
+@register(MeanConfig)
+class Mean(nn.Module):
+    """An empty history gives zeros. No parameters."""
+
+    def __init__(self, config: MeanConfig, width: int) -> None:
+        super().__init__()
+
+    def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
+        valid_BL1 = valid_BL.unsqueeze(-1)
+        return (rows_BLD * valid_BL1).sum(1) / valid_BL1.sum(1).clamp(min=1)

@@ -1,0 +1,25 @@
+"""None: zeros in place of the history, the control that shows what a history is worth."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from narrowcast.components.train.histories.registry import register
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoneConfig:
+    name: ClassVar[str] = "none"
+
+
+@register(NoneConfig)
+class NoHistory(nn.Module):
+    """The token stays, as zeros, so that the head has the same shape as with a history. No parameters."""
+
+    def __init__(self, config: NoneConfig, width: int) -> None:
+        super().__init__()
+
+    def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
+        return torch.zeros_like(candidate_BD)
