@@ -1,0 +1,97 @@
+"""What the transformer encoders share: settings, positions, and a block whose keys and values are the history alone.
+
+Shape letters: B users, L history items, Q queries, W model width, H heads, d = W / H.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from narrowcast.errors import NarrowcastError
+
+FEED_FORWARD = 2
+"""Inner width of a block's feed-forward part, in model widths; our choice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig:
+    """`num_layers` blocks of `num_heads` heads at `model_width`; items older than `max_positions` share one position.
+
+    Raises NarrowcastError for a setting under 1 and for a width that the heads cannot share equally.
+    """
+
+    num_layers: int = 2
+    num_heads: int = 2
+    model_width: int = 32
+    max_positions: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "model_width", "max_positions"):
+            if getattr(self, name) < 1:
+                raise NarrowcastError(f"{name} is {getattr(self, name)}: must be at least 1")
+        if self.model_width % self.num_heads:
+            raise NarrowcastError(
+                f"model_width is {self.model_width}, which {self.num_heads} heads cannot share: choose a multiple of "
+                "num_heads"
+            )
+
+
+class RecencyPositions(nn.Module):
+    """A learned vector by how many newer items the history holds, so that pads and length leave the newest item's."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.last = config.max_positions - 1
+        self.vectors = nn.Embedding(config.max_positions, config.model_width)
+        nn.init.normal_(self.vectors.weight, std=0.02)
+
+    def forward(self, valid_BL: Tensor) -> Tensor:
+        """B x L x W; what stands at a pad is never read."""
+        newer_BL = valid_BL.sum(1, keepdim=True) - valid_BL.cumsum(1)
+        vectors_BLW: Tensor = self.vectors(newer_BL.clamp(max=self.last))
+        return vectors_BLW
+
+
+class Block(nn.Module):
+    """Attention to the history, then a feed-forward part, each on the normalised stream and added to it.
+
+    LayerNorm stands before either part and there is no dropout (our choices); nothing depends on the batch's other rows.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.model_width
+        self.num_heads = config.num_heads
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width, bias=False)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, FEED_FORWARD * width), nn.ReLU(), nn.Linear(FEED_FORWARD * width, width)
+        )
+
+    def keys_values(self, history_BLW: Tensor) -> tuple[Tensor, Tensor]:
+        """What queries attend to in this block: keys and values, each B x H x L x d."""
+        keys_BLW, values_BLW = self.key_value(self.norm(history_BLW)).chunk(2, dim=-1)
+        return self._heads(keys_BLW), self._heads(values_BLW)
+
+    def forward(self, stream_BQW: Tensor, keys_BHLd: Tensor, values_BHLd: Tensor, valid_BL: Tensor) -> Tensor:
+        """The stream after this block, B x Q x W."""
+        queries_BHQd = self._heads(self.query(self.norm(stream_BQW)))
+        found_BHQd = attend(queries_BHQd, keys_BHLd, values_BHLd, valid_BL)
+        stream_BQW = stream_BQW + self.out(found_BHQd.transpose(1, 2).flatten(2))
+        return stream_BQW + self.feed_forward(stream_BQW)
+
+    def _heads(self, values_BQW: Tensor) -> Tensor:
+        return values_BQW.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def attend(queries_BHQd: Tensor, keys_BHLd: Tensor, values_BHLd: Tensor, valid_BL: Tensor) -> Tensor:
+    """Scaled dot-product attention of every query to the valid items, B x H x Q x d; zeros for an empty history."""
+    filled_B1 = valid_BL.any(1, keepdim=True)
+    seen_BL = valid_BL | ~filled_B1
+    found_BHQd = nn.functional.scaled_dot_product_attention(
+        queries_BHQd, keys_BHLd, values_BHLd, attn_mask=seen_BL[:, None, None]
+    )
+    return torch.where(filled_B1[:, :, None, None], found_BHQd, 0.0)
