@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from narrowcast.components.train.histories.attention import Block, RecencyPositions, TransformerConfig
+from narrowcast.components.train.histories.attention import Blocks, RecencyPositions, TransformerConfig
 from narrowcast.components.train.histories.registry import register
 
 
@@ -43,7 +43,7 @@ class Append(nn.Module):
         self.enter = nn.Linear(width, config.model_width)
         self.positions = RecencyPositions(config)
         self.candidate_position_W = nn.Parameter(torch.randn(config.model_width) * 0.02)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = Blocks(config)
         self.leave = nn.Sequential(nn.LayerNorm(config.model_width), nn.Linear(config.model_width, width))
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 Shape letters: B users, L history items, Q queries, W model width, H heads, d = W / H.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ class RecencyPositions(nn.Module):
 class Block(nn.Module):
     """Attention to the history, then a feed-forward part, each on the normalised stream and added to it.
 
-    LayerNorm stands before either part and there is no dropout (our choices); nothing depends on the batch's other rows.
+    LayerNorm stands before either part and there is no dropout (our choices); no row depends on the batch's others.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -68,7 +70,10 @@ class Block(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width, bias=False)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, FEED_FORWARD * width), nn.ReLU(), nn.Linear(FEED_FORWARD * width, width)
+            nn.LayerNorm(width),
+            nn.Linear(width, FEED_FORWARD * width),
+            nn.ReLU(),
+            nn.Linear(FEED_FORWARD * width, width),
         )
 
     def keys_values(self, history_BLW: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +90,16 @@ class Block(nn.Module):
 
     def _heads(self, values_BQW: Tensor) -> Tensor:
         return values_BQW.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class Blocks(nn.ModuleList):
+    """The blocks that a config asks for, first to last."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(Block(config) for _ in range(config.num_layers))
+
+    def __iter__(self) -> Iterator[Block]:
+        return cast(Iterator[Block], super().__iter__())
 
 
 def attend(queries_BHQd: Tensor, keys_BHLd: Tensor, values_BHLd: Tensor, valid_BL: Tensor) -> Tensor:

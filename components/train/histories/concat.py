@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from narrowcast.components.train.histories.attention import Block, RecencyPositions, TransformerConfig
+from narrowcast.components.train.histories.attention import Blocks, RecencyPositions, TransformerConfig
 from narrowcast.components.train.histories.registry import register
 
 
@@ -29,7 +29,7 @@ class Concat(nn.Module):
         self.enter = nn.Linear(width, config.model_width)
         self.enter_candidate = nn.Linear(width, config.model_width, bias=False)
         self.positions = RecencyPositions(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(config.model_width)
         self.leave = nn.Linear(config.model_width, width)
 

@@ -13,6 +13,12 @@ class MeanConfig:
     name: ClassVar[str] = "mean"
 
 
+def masked_mean(rows_BLD: Tensor, valid_BL: Tensor) -> Tensor:
+    """The mean over the valid elements, B x D; zeros where there are none."""
+    valid_BL1 = valid_BL.unsqueeze(-1)
+    return (rows_BLD * valid_BL1).sum(1) / valid_BL1.sum(1).clamp(min=1)
+
+
 @register(MeanConfig)
 class Mean(nn.Module):
     """An empty history gives zeros. No parameters."""
@@ -21,5 +27,4 @@ class Mean(nn.Module):
         super().__init__()
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
-        valid_BL1 = valid_BL.unsqueeze(-1)
-        return (rows_BLD * valid_BL1).sum(1) / valid_BL1.sum(1).clamp(min=1)
+        return masked_mean(rows_BLD, valid_BL)
