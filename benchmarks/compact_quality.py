@@ -25,6 +25,7 @@ from narrowcast.components.data.ingest import ingest
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.features.build import build_features
 from narrowcast.components.search.run import SearchConfig, search_plan
+from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.metrics import auc
 from narrowcast.components.train.run import TrainConfig, train_from_plan, train_full
 from narrowcast.components.validate.validate import validate_dataset, validate_frame
@@ -43,10 +44,11 @@ def prepare(raw: Path, schema: Schema, folder: Path) -> None:
 def measure(prepared: Path, schema: Schema, options: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
     """One seed's test AUCs, the packed file's bytes, and the ratio to the full tables."""
     encoded = prepared / "encoded"
-    shared = {"backbone": options.backbone, "batch_size": options.batch_size, "seed": seed}
-    training = TrainConfig(**shared, epochs=options.epochs)
+    training = TrainConfig(
+        model=ModelConfig(backbone=options.backbone), batch_size=options.batch_size, seed=seed, epochs=options.epochs
+    )
     search = SearchConfig(
-        **shared,
+        training=training,
         width=options.width,
         method=options.method,
         budget=options.budget,

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> dict[str, Any]
         raise NarrowcastError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise NarrowcastError(f"{path} must be a mapping of parameter names to values")
-    values = {**values, **{name: _read(text) for name, text in (changes or {}).items()}}
+    for name, text in (changes or {}).items():
+        values = _changed(values, name.split("."), _read(text), name)
     known = {name: p for name, p in signature().items() if name not in FOUND}
     for name in values:
         if name not in known:
@@ -58,6 +59,16 @@ def _read(text: str) -> Any:
         return yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         return text
+
+
+def _changed(values: Mapping[str, Any], keys: Sequence[str], value: Any, name: str) -> dict[str, Any]:
+    """`values` with one changed; keys after the first lead into the mappings inside."""
+    if len(keys) == 1:
+        return {**values, keys[0]: value}
+    inside = values.get(keys[0]) or {}
+    if not isinstance(inside, Mapping):
+        raise NarrowcastError(f"--set {name}: '{keys[0]}' is no mapping; set it as a whole")
+    return {**values, keys[0]: _changed(inside, keys[1:], value, name)}
 
 
 def _typed(name: str, value: Any, kind: type, where: Path) -> Any:

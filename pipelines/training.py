@@ -47,12 +47,14 @@ def training(
     endpoint: str = "default",
     seed: int = 0,
     backbone: str = "deepfm",
+    model: dict = {},  # noqa: B006  KFP takes no None for a dict
     width: int = 16,
     inner_width: int = 0,
     epochs: int = 6,
     batch_size: int = 1024,
     learning_rate: float = 0.001,
     num_workers: int = 2,
+    training: dict = {},  # noqa: B006
     method: str = "pep",
     budget: str = "1/10",
     bits: int = 8,
@@ -70,21 +72,25 @@ def training(
     full = train(
         encoded=shards.outputs["encoded"],
         backbone=backbone,
+        model=model,
         width=width,
         inner_width=inner_width,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         num_workers=num_workers,
+        training=training,
         seed=seed,
     )
     searched = search(
         encoded=shards.outputs["encoded"],
         backbone=backbone,
+        model=model,
         width=width,
         inner_width=inner_width,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        training=training,
         seed=seed,
         method=method,
         budget=budget,
@@ -96,10 +102,12 @@ def training(
         encoded=shards.outputs["encoded"],
         plan=searched.outputs["plan"],
         backbone=backbone,
+        model=model,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         num_workers=num_workers,
+        training=training,
         seed=seed,
     )
     packed = compact(

@@ -38,7 +38,7 @@ def pack(checkpoint: str | Path, encoded: str | Path, frame: str | Path, schema:
         raise NarrowcastError(f"{checkpoint} was trained on other data than {encoded}: train again on this data")
     with writing_directory(target) as folder:
         write_tables(model, folder / "tables.safetensors")
-        save_file({k: v.contiguous() for k, v in model.head.state_dict().items()}, folder / "weights.safetensors")
+        save_file({k: v.contiguous() for k, v in model.scorer.state_dict().items()}, folder / "weights.safetensors")
         for file in folder.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors writes them for the owner alone; a server may run as another user
         write_json(folder / "model.json", model.config.to_json())

@@ -16,9 +16,11 @@ from narrowcast.components.compact.packed_table import PackedTable
 from narrowcast.components.data.encoded import Batch, Layout
 from narrowcast.components.data.encoder import Encoder
 from narrowcast.components.data.schema import Schema
-from narrowcast.components.train.embedding import PREFIX, tokens
-from narrowcast.components.train.model import ModelConfig, seeded_head, to_tensors
+from narrowcast.components.train.config import ModelConfig
+from narrowcast.components.train.embedding import PREFIX, look_up
+from narrowcast.components.train.model import to_tensors
 from narrowcast.components.train.plan import Plan
+from narrowcast.components.train.scorer import Scorer, seeded_scorer
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import RECORD, digest, read_json
 
@@ -27,21 +29,21 @@ MANIFEST = "manifest.json"
 
 
 class PackedNetwork(nn.Module):
-    """Packed tables and the trained head; takes and gives what `CTRModel` does, bit for bit where nothing is lossy."""
+    """Packed tables and the trained scorer; gives what `CTRModel` does, bit for bit where nothing is lossy."""
 
-    def __init__(self, layout: Layout, plan: Plan, head: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, layout: Layout, plan: Plan, scorer: Scorer, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.layout = layout
         self.named_tables = nn.ModuleDict()
         for name in layout.table_rows:
             own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
             self.named_tables[PREFIX + name] = PackedTable(plan.table(name), plan.width, own)
-        self.head = head
+        self.scorer = scorer
 
     def forward(self, ids_BF: Tensor, dense_BN: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
         """Logits, B. `sequences` by field, each B x L."""
         tables = {key.removeprefix(PREFIX): table for key, table in self.named_tables.items()}
-        return self.head(tokens(self.layout, tables, ids_BF, sequences), dense_BN)
+        return self.scorer(look_up(self.layout, tables, ids_BF, sequences), dense_BN)
 
 
 class PackedModel:
@@ -52,10 +54,11 @@ class PackedModel:
         self.plan = Plan.load(directory / "plan.json")
         self.encoder = Encoder.load(directory / "encoder")
         layout = Layout.from_json(read_json(directory / "layout.json"))
-        head = seeded_head(layout, self.plan.width, ModelConfig.from_json(read_json(directory / "model.json")), seed=0)
-        head.load_state_dict(load_file(directory / "weights.safetensors"))
+        config = ModelConfig.from_json(read_json(directory / "model.json"), f"{directory}/model.json")
+        scorer = seeded_scorer(layout, self.plan.width, config, seed=0)
+        scorer.load_state_dict(load_file(directory / "weights.safetensors"))
         tables = load_file(directory / "tables.safetensors")
-        self.network = PackedNetwork(layout, self.plan, head, tables).eval()
+        self.network = PackedNetwork(layout, self.plan, scorer, tables).eval()
 
     @classmethod
     def load(cls, directory: str | Path) -> "PackedModel":

@@ -6,7 +6,6 @@ Nobody writes a field's name a second time: whatever needs the fields asks the s
 import dataclasses
 import hashlib
 import re
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from narrowcast.errors import NarrowcastError, nearest
+from narrowcast.settings import build
 
 FieldType = Literal["categorical", "numeric", "sequence"]
 Owner = Literal["user", "item", "context"]
@@ -175,7 +175,7 @@ class Schema:
             raise NarrowcastError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(data, dict):
             raise NarrowcastError(f"{where} must be a YAML mapping; draft one with `narrowcast data describe FILE`")
-        return typing.cast(Schema, _build(cls, data, where))
+        return typing.cast(Schema, build(cls, data, where))
 
     @classmethod
     def load(cls, path: str | Path) -> "Schema":
@@ -385,59 +385,6 @@ def _check_row_key(where: str, schema: Schema) -> None:
             raise NarrowcastError(
                 f"{where}: checks.row_key names '{column}', which means another column here: leave it out"
             )
-
-
-def _build(cls: Any, data: dict[str, Any], where: str) -> Any:
-    """A dataclass from plain YAML values, strict about keys and types."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key in data:
-        if key not in known:
-            raise NarrowcastError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
-    for key, spec in known.items():
-        if key not in data and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise NarrowcastError(f"{where}: missing key '{key}'")
-    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise NarrowcastError(f"{where} is '{value}'; {nearest(str(value), map(str, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
-            raise NarrowcastError(
-                f"{where} must be a list{'' if arguments[-1] is Ellipsis else f' of {len(arguments)}'}"
-            )
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(
-            _value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-        )
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise NarrowcastError(f"{where} must be a mapping")
-        return {
-            _value(arguments[0], k, f"{where} key"): _value(arguments[1], v, f"{where}.{k}") for k, v in value.items()
-        }
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise NarrowcastError(
-                f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}"
-            )
-        return _build(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise NarrowcastError(f"{where} must be {hint.__name__}, not '{value}'")
-    return value
 
 
 def _plain(value: Any) -> Any:

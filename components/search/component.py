@@ -9,10 +9,12 @@ from narrowcast.image import IMAGE
 def search(  # type: ignore[no-untyped-def]
     encoded: dsl.Input[dsl.Dataset],
     backbone: str,
+    model: dict,
     width: int,
     inner_width: int,
     batch_size: int,
     learning_rate: float,
+    training: dict,
     seed: int,
     method: str,
     budget: str,
@@ -26,10 +28,12 @@ def search(  # type: ignore[no-untyped-def]
     Args:
         encoded: Encoded data.
         backbone: Model name.
+        model: The model's other settings, see `ModelConfig`.
         width: Embedding width D of the full model.
         inner_width: MLET's inner width k for the retrained tables; 0 for plain ones.
         batch_size: Rows a step.
         learning_rate: Adam's step size.
+        training: The training's other settings, see `TrainConfig`.
         seed: Seed of initial values and row order.
         method: Search method; `narrowcast methods` lists them.
         budget: Bytes the tables may weigh, such as '200KB', or a ratio to the full tables, such as '1/8'.
@@ -42,14 +46,14 @@ def search(  # type: ignore[no-untyped-def]
 
     with step("search"):
         from narrowcast.components.search.run import SearchConfig, search_plan
+        from narrowcast.components.train.run import train_config
 
         config = SearchConfig(
-            backbone=backbone,
+            training=train_config(
+                backbone, model, training, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+            ),
             width=width,
             inner_width=inner_width,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
             method=method,
             budget=budget,
             bits=bits,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.components.data.encoded import EncodedData
+from narrowcast.components.train.fit import TrainConfig
 from narrowcast.components.train.plan import Plan
 from narrowcast.errors import NarrowcastError, nearest
 
@@ -22,7 +23,7 @@ class Problem:
     """What is to be made small, and how small.
 
     `counts`: training frequency by table and row. `bits` and `inner_width` go into every block and table of the plan;
-    the rest trains the supernet of a method that has one.
+    `training` trains the supernet of a method that has one, and every trial.
     """
 
     data: EncodedData
@@ -31,10 +32,7 @@ class Problem:
     width: int
     bits: int
     inner_width: int | None
-    backbone: str
-    batch_size: int
-    learning_rate: float
-    seed: int
+    training: TrainConfig
 
     @property
     def table_rows(self) -> dict[str, int]:

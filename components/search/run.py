@@ -1,6 +1,6 @@
 """What the search step does: try a method's settings within the byte budget and keep the best plan."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,12 @@ REFERENCE_WIDTHS = (2, 4, 8)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """See the search step's parameters; `inner_width` 0 is none, `num_workers` 0 runs the trials in this process."""
+    """See the search step's parameters. `training` is that of a trial, in one process; `inner_width` 0 is none,
+    `num_workers` 0 runs the trials in this process."""
 
-    backbone: str = "deepfm"
+    training: TrainConfig = field(default_factory=TrainConfig)
     width: int = 16
     inner_width: int = 0
-    batch_size: int = 1024
-    learning_rate: float = 0.001
-    seed: int = 0
     method: str = "pep"
     budget: str = "1/10"
     bits: int = 8
@@ -43,9 +41,6 @@ class SearchConfig:
         if self.bits not in BITS:
             raise NarrowcastError(f"bits is {self.bits}: possible are {', '.join(map(str, BITS))}")
         find_method(self.method)
-        TrainConfig(  # refuses what training would
-            backbone=self.backbone, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed
-        )
 
 
 def search_plan(encoded: str | Path, config: SearchConfig, target: str | Path) -> None:
@@ -107,10 +102,7 @@ def problem_of(data: EncodedData, config: SearchConfig) -> Problem:
         width=config.width,
         bits=config.bits,
         inner_width=config.inner_width or None,
-        backbone=config.backbone,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
+        training=config.training,
     )
     check_budget(problem.budget_bytes, find_method(config.method).least_bytes(problem), config.method)
     return problem

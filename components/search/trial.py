@@ -1,11 +1,11 @@
 """One trial: a plan within the budget, a short training on it, and its AUC on validation as it would be served."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from narrowcast.components.search.registry import Problem, find_method
-from narrowcast.components.train.fit import TrainConfig, deterministic, fit
+from narrowcast.components.train.fit import deterministic, fit
 from narrowcast.components.train.metrics import auc
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import Block, Plan, TablePlan
@@ -35,14 +35,7 @@ def run_trial(problem: Problem, method: str, trial: Trial) -> Outcome:
     """Same arguments, same outcome, in whichever process."""
     with contextlib.redirect_stdout(None):
         plan = trial.plan or find_method(method).search(problem, trial.settings)
-        training = TrainConfig(
-            backbone=problem.backbone,
-            epochs=SHORT_EPOCHS,
-            batch_size=problem.batch_size,
-            learning_rate=problem.learning_rate,
-            seed=problem.seed,
-            patience=1,
-        )
+        training = replace(problem.training, epochs=SHORT_EPOCHS, patience=1)
         model = fit(problem.data, plan, training).model
     assert isinstance(model, CTRModel)
     for table in model.embedding.tables.values():

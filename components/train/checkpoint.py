@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from narrowcast.components.data.encoded import Layout
-from narrowcast.components.train.model import CTRModel, ModelConfig
+from narrowcast.components.train.config import ModelConfig
+from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import Plan
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import read_json, write_json
@@ -33,7 +34,7 @@ def load_checkpoint(directory: str | Path) -> CTRModel:
     """The model as it was saved, on the CPU, in evaluation mode. Raises NarrowcastError for a bad or missing file."""
     directory = Path(directory)
     try:
-        config = ModelConfig.from_json(read_json(directory / "model.json"))
+        config = ModelConfig.from_json(read_json(directory / "model.json"), f"{directory}/model.json")
         layout = Layout.from_json(read_json(directory / "layout.json"))
     except (KeyError, TypeError) as error:
         raise NarrowcastError(f"{directory} is no checkpoint of this version ({error}): train again") from None

@@ -9,12 +9,14 @@ from narrowcast.image import IMAGE
 def train(  # type: ignore[no-untyped-def]
     encoded: dsl.Input[dsl.Dataset],
     backbone: str,
+    model: dict,
     width: int,
     inner_width: int,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     num_workers: int,
+    training: dict,
     seed: int,
     full_model: dsl.Output[dsl.Model],
 ):
@@ -23,22 +25,26 @@ def train(  # type: ignore[no-untyped-def]
     Args:
         encoded: Encoded data.
         backbone: Model name; `narrowcast methods` lists them.
+        model: The model's other settings, see `ModelConfig`.
         width: Embedding width D.
         inner_width: MLET's inner width k; 0 trains plain tables.
         epochs: Most passes over the training rows; the epoch best on validation is kept.
         batch_size: Rows a step, over all workers.
         learning_rate: Adam's step size.
         num_workers: Ray Train workers; 0 trains in this process without Ray.
+        training: The training's other settings, see `TrainConfig`.
         seed: Seed of initial values and row order.
         full_model: Checkpoint: weights, plan and metrics.
     """
     from narrowcast.step import step
 
     with step("train"):
-        from narrowcast.components.train.run import TrainConfig, train_full
+        from narrowcast.components.train.run import train_config, train_full
 
-        config = TrainConfig(
-            backbone=backbone,
+        config = train_config(
+            backbone,
+            model,
+            training,
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -53,10 +59,12 @@ def retrain(  # type: ignore[no-untyped-def]
     encoded: dsl.Input[dsl.Dataset],
     plan: dsl.Input[dsl.Artifact],
     backbone: str,
+    model: dict,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     num_workers: int,
+    training: dict,
     seed: int,
     compact_model: dsl.Output[dsl.Model],
 ):
@@ -66,20 +74,24 @@ def retrain(  # type: ignore[no-untyped-def]
         encoded: Encoded data.
         plan: The search's plan.
         backbone: Model name.
+        model: The model's other settings, see `ModelConfig`.
         epochs: Most passes over the training rows; the epoch best on validation is kept.
         batch_size: Rows a step, over all workers.
         learning_rate: Adam's step size.
         num_workers: Ray Train workers; 0 trains in this process without Ray.
+        training: The training's other settings, see `TrainConfig`.
         seed: Seed of initial values and row order.
         compact_model: Checkpoint: weights, plan and metrics.
     """
     from narrowcast.step import step
 
     with step("retrain"):
-        from narrowcast.components.train.run import TrainConfig, train_from_plan
+        from narrowcast.components.train.run import train_config, train_from_plan
 
-        config = TrainConfig(
-            backbone=backbone,
+        config = train_config(
+            backbone,
+            model,
+            training,
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,

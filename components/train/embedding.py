@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from narrowcast.components.data.encoded import Layout
 from narrowcast.components.train.plan import Plan, TablePlan
+from narrowcast.components.train.scorer import Found, valid_elements
 from narrowcast.errors import NarrowcastError
 
 INIT_STD = 0.01
@@ -72,7 +73,7 @@ class EmbeddingTable(nn.Module):
 
 
 class EmbeddingLayer(nn.Module):
-    """Ids to tokens (B x T x D): one token a categorical field, then one a sequence, mean-pooled over its ids."""
+    """Ids to the rows of their tables."""
 
     def __init__(self, layout: Layout, plan: Plan, seed: int) -> None:
         super().__init__()
@@ -94,22 +95,18 @@ class EmbeddingLayer(nn.Module):
         """Every table by its name, in the layout's order."""
         return {key.removeprefix(PREFIX): cast(EmbeddingTable, table) for key, table in self.named_tables.items()}
 
-    def forward(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
-        return tokens(self.layout, self.tables, ids_BF, sequences)
+    def forward(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Found:
+        return look_up(self.layout, self.tables, ids_BF, sequences)
 
 
-def tokens(
+def look_up(
     layout: Layout, tables: Mapping[str, Callable[[Tensor], Tensor]], ids_BF: Tensor, sequences: Mapping[str, Tensor]
-) -> Tensor:
-    """Look every field up in its table; B x T x D. Shared by trained and packed tables, so both compute alike.
+) -> Found:
+    """Look every field up in its table; padding reads row 0. Shared by trained and packed tables.
 
     A table maps ids (any shape, int64, all >= 0) to one vector of D values each.
     """
     columns_BF = ids_BF.long()
     found = [tables[layout.table_of[name]](columns_BF[:, i]) for i, name in enumerate(layout.categorical)]
-    for name in layout.sequences:
-        ids_BL = sequences[name].long()
-        valid_BL1 = (ids_BL >= 0).unsqueeze(-1)
-        rows_BLD = tables[layout.table_of[name]](ids_BL.clamp(min=0)) * valid_BL1
-        found.append(rows_BLD.sum(1) / valid_BL1.sum(1).clamp(min=1))
-    return torch.stack(found, dim=1)
+    rows_BLD = {name: tables[layout.table_of[name]](ids.long().clamp(min=0)) for name, ids in sequences.items()}
+    return Found(torch.stack(found, dim=1), rows_BLD, valid_elements(sequences))

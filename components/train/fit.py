@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from narrowcast.components.data.encoded import Batch, EncodedData, Split
+from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.metrics import auc, logloss
-from narrowcast.components.train.model import CTRModel, ModelConfig, to_tensors
+from narrowcast.components.train.model import CTRModel, to_tensors
 from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.predict import predict
 from narrowcast.components.train.state import TrainState
@@ -35,14 +36,12 @@ class TrainConfig:
     epochs without a better AUC on validation.
     """
 
-    backbone: str = "deepfm"
+    model: ModelConfig = field(default_factory=ModelConfig)
     epochs: int = 6
     batch_size: int = 1024
     learning_rate: float = 1e-3
     num_workers: int = 0
     seed: int = 0
-    hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.0
     weight_decay: float = 1e-3
     patience: int = 2
 
@@ -59,11 +58,6 @@ class TrainConfig:
             raise NarrowcastError(
                 f"batch_size is {self.batch_size}, less than a row for each of {self.num_workers} workers"
             )
-        _ = self.model
-
-    @property
-    def model(self) -> ModelConfig:
-        return ModelConfig(backbone=self.backbone, hidden=self.hidden, dropout=self.dropout)
 
 
 def fit(

@@ -1,16 +1,32 @@
 """What the training steps do: train, measure, and write the checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.checkpoint import save_checkpoint
+from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.fit import TrainConfig, deterministic, fit
 from narrowcast.components.train.metrics import all_metrics
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import Plan, full_plan
 from narrowcast.components.train.predict import predict
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import StepRecord, writing_directory
+from narrowcast.settings import build
+
+
+def train_config(backbone: str, model: dict[str, Any], training: dict[str, Any], **settings: Any) -> TrainConfig:
+    """A step's parameters as one config; `model` and `training` hold what the others leave out.
+
+    Raises NarrowcastError for a key that is unknown or has a parameter of its own.
+    """
+    for name, values, own in (("model", model, {"backbone"}), ("training", training, {"model", *settings})):
+        for key in own & values.keys():
+            raise NarrowcastError(f"parameter '{name}': '{key}' is a parameter of its own; set it there")
+    built = ModelConfig.from_json({"backbone": backbone, **model}, "parameter 'model'")
+    return replace(cast(TrainConfig, build(TrainConfig, {**training, **settings}, "parameter 'training'")), model=built)
 
 
 def train_full(encoded: str | Path, config: TrainConfig, target: str | Path, *, width: int, inner_width: int) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from narrowcast.components.train import ray_train
 from narrowcast.components.train.checkpoint import load_checkpoint
+from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.fit import TrainConfig
 from narrowcast.components.train.ray_session import ray_session
 from narrowcast.components.train.run import train_full
@@ -22,7 +23,12 @@ from narrowcast.errors import NarrowcastError
 from narrowcast.records import digest
 
 CONFIG = TrainConfig(
-    epochs=12, batch_size=64, learning_rate=0.01, hidden=(16,), dropout=0.1, patience=12, num_workers=2
+    epochs=12,
+    batch_size=64,
+    learning_rate=0.01,
+    model=ModelConfig(hidden=(16,), dropout=0.1),
+    patience=12,
+    num_workers=2,
 )
 
 pytestmark = pytest.mark.slow

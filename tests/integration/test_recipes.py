@@ -12,6 +12,7 @@ from narrowcast.components.data.schema import Schema
 from narrowcast.components.search import registry
 from narrowcast.components.search.run import SearchConfig, search_plan
 from narrowcast.components.train import heads
+from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.run import TrainConfig, train_full
 from narrowcast.records import read_json
@@ -52,7 +53,9 @@ def test_add_a_data_set():
 
 def test_add_a_model(added, tiny_encoded, tmp_path):
     added("Add a model")
-    config = TrainConfig(backbone="fm", epochs=3, batch_size=128, learning_rate=0.01, num_workers=0, seed=0)
+    config = TrainConfig(
+        model=ModelConfig(backbone="fm"), epochs=3, batch_size=128, learning_rate=0.01, num_workers=0, seed=0
+    )
     train_full(str(tiny_encoded), config, str(tmp_path / "model"), width=8, inner_width=0)
     assert read_json(tmp_path / "model" / "metrics.json")["validation"]["auc"] > 0.6
 
@@ -60,12 +63,9 @@ def test_add_a_model(added, tiny_encoded, tmp_path):
 def test_add_a_search_method(added, tiny_encoded, tmp_path):
     added("Add a search method")
     config = SearchConfig(
-        backbone="deepfm",
+        training=TrainConfig(batch_size=128, learning_rate=0.01),
         width=8,
         inner_width=0,
-        batch_size=128,
-        learning_rate=0.01,
-        seed=0,
         method="uniform",
         budget="1/3",
         bits=8,

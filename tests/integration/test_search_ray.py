@@ -1,15 +1,19 @@
 """The search step: on Ray and in this process alike, within its budget, each method, and its errors."""
 
+from dataclasses import replace
+
 import pytest
 
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.search.registry import describe_methods, methods
 from narrowcast.components.search.run import SearchConfig, search_plan
+from narrowcast.components.train.fit import TrainConfig
 from narrowcast.components.train.plan import Plan
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import StepRecord, digest, read_json
 
-SMALL = {"width": 8, "batch_size": 128, "budget": "1/8"}
+TRAINING = TrainConfig(batch_size=128)
+SMALL = {"width": 8, "training": TRAINING, "budget": "1/8"}
 
 
 def test_ray_finds_the_plan_that_one_process_finds(tiny_encoded, tmp_path):
@@ -59,7 +63,7 @@ def test_bad_settings_are_one_sentence_and_leave_nothing(tiny_encoded, tmp_path,
 
 
 def test_a_trial_that_fails_on_ray_gives_its_own_sentence(tiny_encoded, tmp_path):
-    config = SearchConfig(**SMALL, learning_rate=1e30, num_workers=1, num_trials=1)
+    config = SearchConfig(**{**SMALL, "training": replace(TRAINING, learning_rate=1e30)}, num_workers=1, num_trials=1)
     with pytest.raises(NarrowcastError) as error:
         search_plan(tiny_encoded, config, tmp_path / "plan")
     assert "\n" not in str(error.value)

@@ -13,9 +13,10 @@ from torch import nn
 
 from narrowcast.components.data.encoded import Batch, Layout
 from narrowcast.components.train.checkpoint import load_checkpoint, save_checkpoint
+from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.heads import HEADS, backbones, build_head, head_config, register
 from narrowcast.components.train.heads.deepfm import pairwise_products
-from narrowcast.components.train.model import CTRModel, ModelConfig, to_tensors
+from narrowcast.components.train.model import CTRModel, to_tensors
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import digest
@@ -122,8 +123,8 @@ def test_initial_values_follow_from_the_seed_and_leave_torchs_generator_alone(ba
             for name, n in LAYOUT.table_rows.items()
         },
     )
-    for name, value in CTRModel(LAYOUT, small, config, seed=1).head.state_dict().items():
-        assert torch.equal(value, one.head.state_dict()[name])
+    for name, value in CTRModel(LAYOUT, small, config, seed=1).scorer.state_dict().items():
+        assert torch.equal(value, one.scorer.state_dict()[name])
 
 
 def test_an_unknown_backbone_names_the_nearest():
@@ -197,6 +198,6 @@ def test_a_bad_checkpoint_is_a_sentence(tmp_path):
     weights.unlink()
     with pytest.raises(NarrowcastError, match=r"model\.safetensors does not exist"):
         load_checkpoint(tmp_path)
-    (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(NarrowcastError, match="no checkpoint of this version"):
+    (tmp_path / "model.json").write_text('{"backbon": "deepfm"}')
+    with pytest.raises(NarrowcastError, match=r"model\.json: unknown key 'backbon'; did you mean 'backbone'"):
         load_checkpoint(tmp_path)

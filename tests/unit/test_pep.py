@@ -12,12 +12,15 @@ from narrowcast.components.search.methods.pep import PEPConfig, PEPRowConfig, Su
 from narrowcast.components.search.registry import Problem, find_method
 from narrowcast.components.search.run import SearchConfig, problem_of
 from narrowcast.components.train.embedding import INIT_STD
+from narrowcast.components.train.fit import TrainConfig
 from narrowcast.errors import NarrowcastError
 
 
 @pytest.fixture(scope="module")
 def problem(tiny_encoded) -> Problem:
-    return problem_of(EncodedData(tiny_encoded), SearchConfig(width=8, batch_size=128, budget="1/10"))
+    return problem_of(
+        EncodedData(tiny_encoded), SearchConfig(width=8, training=TrainConfig(batch_size=128), budget="1/10")
+    )
 
 
 def test_soft_threshold_by_hand():
@@ -52,7 +55,7 @@ def test_the_start_is_just_under_the_tables_scale():
 @pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.parametrize("budget", ["1/3", "1/10", "1/40"])
 def test_columns_fit_the_budget_and_use_it(problem, bits, budget):
-    config = SearchConfig(width=8, batch_size=128, budget=budget, bits=bits)
+    config = SearchConfig(width=8, training=TrainConfig(batch_size=128), budget=budget, bits=bits)
     problem = problem_of(problem.data, config)
     plan = pep.search_columns(problem, PEPConfig())
     assert plan.stored_bytes() <= problem.budget_bytes

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from narrowcast.components.search.registry import Method, Problem, register
 from narrowcast.components.train.embedding import PREFIX, EmbeddingTable
-from narrowcast.components.train.fit import TrainConfig, adam, deterministic, shuffled_batches
+from narrowcast.components.train.fit import adam, deterministic, shuffled_batches
 from narrowcast.components.train.model import CTRModel, to_tensors
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
 from narrowcast.errors import NarrowcastError
@@ -80,15 +80,10 @@ class Supernet:
     def __init__(self, problem: Problem, config: PEPConfig) -> None:
         self.problem = problem
         self.config = config
-        self.training = TrainConfig(
-            backbone=problem.backbone,
-            batch_size=problem.batch_size,
-            learning_rate=problem.learning_rate,
-            seed=problem.seed,
-        )
+        self.training = problem.training
         by_row = isinstance(config, PEPRowConfig)
         plan = full_plan(problem.table_rows, problem.width)
-        self.model = CTRModel(problem.data.layout, plan, self.training.model, problem.seed)
+        self.model = CTRModel(problem.data.layout, plan, self.training.model, self.training.seed)
         self.optimiser = adam(self.model, self.training)
         self.tables: dict[str, PrunedTable] = {}
         for name, table in self.model.embedding.tables.items():

@@ -2,16 +2,18 @@
 
 A head is an `nn.Module` built from `(config, num_tokens, width, num_dense)` whose `forward(tokens_BTD, dense_BN)`
 returns logits_B. Its config is a frozen dataclass with at least `hidden` and `dropout`, and the backbone's name as the
-class variable `name`.
+class variable `name`; settings of the backbone's own follow, each with a default. A head may add a term to the training
+loss by a method `penalty()` that returns a scalar.
 """
 
 import sys
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import nn
 
 from narrowcast.errors import NarrowcastError, nearest
+from narrowcast.settings import build
 
 
 class HeadConfig(Protocol):
@@ -54,11 +56,17 @@ def describe_backbones() -> dict[str, str]:
     return dict(sorted(lines.items()))
 
 
-def head_config(backbone: str, **settings: Any) -> HeadConfig:
-    """The config of the head named `backbone`. Raises NarrowcastError with the nearest valid name."""
+def head_config(
+    backbone: str, *, hidden: tuple[int, ...], dropout: float, settings: Mapping[str, Any] | None = None
+) -> HeadConfig:
+    """The config of the head named `backbone`; `settings` are its own, as YAML or JSON gives them.
+
+    Raises NarrowcastError with the nearest valid name, for an unknown backbone or setting.
+    """
     for config_class in HEADS:
         if config_class.name == backbone:
-            return config_class(**settings)
+            given = {"hidden": list(hidden), "dropout": dropout, **(settings or {})}
+            return cast(HeadConfig, build(config_class, given, f"settings of the model '{backbone}'"))
     raise NarrowcastError(f"no model named '{backbone}': {nearest(backbone, backbones())}")
 
 

@@ -1,0 +1,73 @@
+"""All of a model but its tables: the history encoder and the head. Trained and packed models score with the same one.
+
+Shape letters: B rows, F categorical fields, T tokens, L sequence length, D width, N numeric fields.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from narrowcast.components.data.encoded import Layout
+from narrowcast.components.data.schema import HISTORY
+from narrowcast.components.train.config import ModelConfig
+from narrowcast.components.train.heads import build_head
+from narrowcast.components.train.histories import build_history
+from narrowcast.components.train.histories.mean import masked_mean
+
+
+class Found(NamedTuple):
+    """What was looked up for a batch: the rows of its categorical fields (B x F x D), of its sequences' elements by
+    field (B x L x D), and which elements are no padding (B x L, bool)."""
+
+    categorical_BFD: Tensor
+    rows_BLD: dict[str, Tensor]
+    valid_BL: dict[str, Tensor]
+
+
+class Scorer(nn.Module):
+    """Tokens from what was looked up, one a categorical field, then one a sequence; and the head's logit.
+
+    The history's token is the history encoder's, every other sequence's the mean over its elements. The candidate that
+    an encoder reads is the token of the field in whose table the history's items are.
+    """
+
+    def __init__(self, layout: Layout, width: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.layout = layout
+        num_tokens = len(layout.categorical) + len(layout.sequences)
+        self.head = build_head(config.head, num_tokens, width, len(layout.numeric))
+        self.history = build_history(config.history_encoder, width) if HISTORY in layout.sequences else None
+
+    def forward(self, found: Found, dense_BN: Tensor) -> Tensor:
+        """Logits, B."""
+        return self.head(self.tokens(found), dense_BN)
+
+    def tokens(self, found: Found) -> Tensor:
+        """B x T x D."""
+        tokens = [found.categorical_BFD]
+        for name in self.layout.sequences:
+            rows_BLD, valid_BL = found.rows_BLD[name], found.valid_BL[name]
+            if self.history is not None and name == HISTORY:
+                candidate_BD = found.categorical_BFD[:, self.layout.categorical.index(self.layout.table_of[name])]
+                token_BD = self.history(rows_BLD, valid_BL, candidate_BD)
+            else:
+                token_BD = masked_mean(rows_BLD, valid_BL)
+            tokens.append(token_BD.unsqueeze(1))
+        return torch.cat(tokens, dim=1)
+
+
+def seeded_scorer(layout: Layout, width: int, config: ModelConfig, seed: int) -> Scorer:
+    """The scorer for `layout`, drawn from `seed` without touching torch's default generator.
+
+    The head's values do not depend on the history encoder.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Scorer(layout, width, config)
+
+
+def valid_elements(sequences: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Which elements of padded sequences (each B x L) are ids."""
+    return {name: ids_BL >= 0 for name, ids_BL in sequences.items()}
