@@ -7,6 +7,7 @@ masked block, not its mask).
 Shape letters: B rows, H heads, V tokens (twice: reader, read).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,8 +37,10 @@ class MaskConfig:
             raise NarrowcastError(f"no mask named '{self.kind}': {nearest(self.kind, MASKS)}")
         if self.top_k < 1:
             raise NarrowcastError(f"top_k is {self.top_k}: a token reads at least itself, so give 1 or more")
-        if not self.penalty >= 0:
-            raise NarrowcastError(f"the mask's penalty is {self.penalty}: must be at least 0")
+        if not 0 <= self.penalty < math.inf:
+            raise NarrowcastError(f"the mask's penalty is {self.penalty}: must be a number of at least 0")
+        if not math.isfinite(self.initial_logit):
+            raise NarrowcastError(f"the mask's initial logit is {self.initial_logit}: must be a number")
 
 
 class OpenMask(nn.Module):
