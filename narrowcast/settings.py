@@ -60,6 +60,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return build(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # a pipeline's mappings know no other numbers than floats
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

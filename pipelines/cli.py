@@ -183,14 +183,19 @@ def compile_(
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """List the backbones and the search methods, each with its source.
+    """List the backbones, the history encoders and the search methods, each with its source.
 
     Example: `narrowcast methods`
     """
     from narrowcast.components.search.registry import describe_methods
     from narrowcast.components.train.heads import describe_backbones
+    from narrowcast.components.train.histories import describe_histories
 
-    found = {"backbone": describe_backbones(), "search method": describe_methods()}
+    found = {
+        "backbone": describe_backbones(),
+        "history": describe_histories(),
+        "search method": describe_methods(),
+    }
     if as_json:
         print(json.dumps(found, indent=1))
         return

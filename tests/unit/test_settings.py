@@ -10,8 +10,8 @@ GIVEN = {"epochs": 3, "seed": 1}
 
 
 def test_a_steps_parameters_become_one_config():
-    model = {"hidden": [32], "dropout": 0.25, "settings": {"bottom": [8]}}
-    config = train_config("dlrm", model, {"patience": 5, "weight_decay": 0}, **GIVEN)
+    model = {"hidden": [32], "dropout": 0.25, "settings": {"bottom": [8.0]}}
+    config = train_config("dlrm", model, {"patience": 5.0, "weight_decay": 0}, **GIVEN)
     assert (config.epochs, config.seed, config.patience, config.weight_decay) == (3, 1, 5, 0.0)
     assert (config.model.hidden, config.model.head.bottom) == ((32,), (8,))
 
