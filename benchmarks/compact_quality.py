@@ -17,28 +17,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from data import prepare_schema
 from narrowcast.components.compact.pack import data_bytes, pack
 from narrowcast.components.compact.packed import PackedModel
-from narrowcast.components.data.encode import encode
 from narrowcast.components.data.encoded import EncodedData
-from narrowcast.components.data.ingest import ingest
 from narrowcast.components.data.schema import Schema
-from narrowcast.components.features.build import build_features
 from narrowcast.components.search.run import SearchConfig, search_plan
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.metrics import auc
 from narrowcast.components.train.run import TrainConfig, train_from_plan, train_full
-from narrowcast.components.validate.validate import validate_dataset, validate_frame
 from narrowcast.records import read_json, write_json
-
-
-def prepare(raw: Path, schema: Schema, folder: Path) -> None:
-    """Raw files to `encoded` and the validated `frame` in `folder`, as a run makes them."""
-    ingest(raw, schema, folder / "dataset")
-    validate_dataset(folder / "dataset", schema, folder / "valid_dataset", folder / "raw_docs")
-    build_features(folder / "valid_dataset", schema, 0, folder / "raw_frame", folder / "feature_store")
-    validate_frame(folder / "raw_frame", schema, folder / "frame", folder / "frame_docs")
-    encode(folder / "frame", schema, folder / "encoded")
 
 
 def measure(prepared: Path, schema: Schema, options: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
@@ -96,7 +84,7 @@ def main() -> None:
         prepared = options.prepared or Path(scratch) / "prepared"
         with contextlib.redirect_stdout(None):
             if not (prepared / "encoded").is_dir():
-                prepare(options.data, schema, prepared)
+                prepare_schema(options.data, schema, prepared)
             rows = [
                 measure(prepared, schema, options, seed, Path(scratch) / str(seed))
                 for seed in track(range(options.seeds), "seeds", console=console)
