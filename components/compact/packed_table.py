@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from narrowcast.components.train.embedding import EmbeddingTable
 from narrowcast.components.train.plan import TablePlan
 from narrowcast.components.train.quantise import dequantise, quantise
+from narrowcast.components.train.tables import EmbeddingTable
 
 
 def table_tensors(table: EmbeddingTable) -> dict[str, Tensor]:

@@ -38,8 +38,8 @@ def run_trial(problem: Problem, method: str, trial: Trial) -> Outcome:
         training = replace(problem.training, epochs=SHORT_EPOCHS, patience=1)
         model = fit(problem.data, plan, training).model
     assert isinstance(model, CTRModel)
-    for table in model.embedding.tables.values():
-        round_as_stored(table)
+    for group in model.embedding.groups:
+        round_as_stored(group)
     validation = problem.data.split("validation")
     with deterministic():
         return Outcome(plan=plan, validation_auc=auc(validation.label_B, predict(model, validation)))

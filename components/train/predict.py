@@ -15,6 +15,8 @@ def predict(model: nn.Module, split: Split, batch_size: int = 8192) -> NDArray[n
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    found = [torch.sigmoid(model(*to_tensors(batch, device))).cpu().numpy() for batch, _ in split.batches(batch_size)]
+    found = [
+        torch.sigmoid(model(*to_tensors(batch, device)).float()).cpu().numpy() for batch, _ in split.batches(batch_size)
+    ]
     model.train(was_training)
     return np.concatenate(found) if found else np.zeros(0, np.float32)

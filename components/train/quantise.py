@@ -7,7 +7,7 @@ Shape letters: R rows, w columns, b stored bytes of a row's values.
 import torch
 from torch import Tensor, nn
 
-from narrowcast.components.train.embedding import EmbeddingTable
+from narrowcast.components.train.tables import EmbeddingTable, TableGroup
 from narrowcast.errors import NarrowcastError
 
 LEVELS = {8: 127, 4: 7}
@@ -51,13 +51,17 @@ def dequantise(values_Rb: Tensor, scale_R: Tensor, bits: int, width: int) -> Ten
 
 
 @torch.no_grad()
-def round_as_stored(table: EmbeddingTable) -> None:
-    """Replace a trained table's values, in place, by those that its packed form will give: folded and quantised."""
-    rows = table.folded().clone()
+def round_as_stored(group: TableGroup) -> None:
+    """Replace trained tables' values, in place, by those that their packed form will give: folded and quantised."""
+    group.weight_Rk = nn.Parameter(torch.cat([_as_stored(table) for table in group.tables]))
+    group.core_Tkd = None
+
+
+def _as_stored(table: EmbeddingTable) -> Tensor:
+    rows = table.folded()
     for block in table.plan.blocks:
         if block.bits != 32 and block.columns:
             columns = list(block.columns)
             values, scale = quantise(rows[block.start : block.stop][:, columns], block.bits)
             rows[block.start : block.stop, columns] = dequantise(values, scale, block.bits, block.width)
-    table.weight_Rk = nn.Parameter(rows)
-    table.core_kD = None
+    return rows

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -16,7 +17,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 
 from narrowcast.components.data.encoded import EncodedData
-from narrowcast.components.train.fit import TrainConfig, adam, fit
+from narrowcast.components.train.fit import TrainConfig, fit, fresh_state
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.ray_session import ray_session
@@ -43,7 +44,9 @@ class Job:
 def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
     """Train on `config.num_workers` Ray Train workers, on GPUs where the cluster has one for each; else as `fit`.
 
-    A worker that dies restarts all of them from the last epoch's checkpoint, which changes no bit of the outcome.
+    A worker that dies restarts all of them from the last epoch's checkpoint, which changes no bit of the outcome. With
+    `config.min_workers`, workers for which no machine is left do not hold the others up: those go on alone, which is
+    the same training up to rounding and dropout; and Ray starts more again once there is room.
     Raises NarrowcastError for bad data, and when the workers die more than `MAX_FAILURES` times.
     """
     folder = Path(tempfile.mkdtemp(prefix="narrowcast-train-"))
@@ -54,7 +57,7 @@ def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
                 _work,
                 train_loop_config={"job": job},
                 scaling_config=ScalingConfig(
-                    num_workers=config.num_workers,
+                    num_workers=_num_workers(config),
                     use_gpu=ray.cluster_resources().get("GPU", 0) >= config.num_workers,
                 ),
                 run_config=RunConfig(
@@ -112,7 +115,12 @@ def _work(settings: dict[str, Job]) -> None:
 
 def _fresh_state(data: EncodedData, job: Job, device: torch.device) -> TrainState:
     model = CTRModel(data.layout, job.plan, job.config.model, job.config.seed).to(device)
-    return TrainState(model=model, optimiser=adam(model, job.config))
+    return fresh_state(model, job.config)
+
+
+def _num_workers(config: TrainConfig) -> Any:
+    """A number, or the least and the most."""
+    return (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
 
 
 def _sentence(error: Exception) -> str:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from narrowcast.components.train.optimisers import Optimisers
 from narrowcast.records import read_json, write_json
 
 
@@ -15,14 +16,20 @@ class TrainState:
     """A model and its optimiser after `epoch` epochs, the learning curves, and the values of the best epoch.
 
     `curves` has one entry an epoch: `epoch` (from 1), `train_logloss`, `validation_auc`, `validation_logloss`.
-    `resumed_from_epoch` is the epoch after which a killed run went on, if it was.
+    `precision` is that of the forward pass, which may fall back to float32 on the way. `resumed_from_epoch` is the
+    epoch after which a killed run went on, if it was.
     """
 
     model: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimisers: Optimisers
+    precision: str = "float32"
     curves: list[dict[str, float]] = field(default_factory=list)
     best_values: dict[str, Tensor] = field(default_factory=dict)
     resumed_from_epoch: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @property
     def epoch(self) -> int:
@@ -53,26 +60,25 @@ class TrainState:
         """Write everything that going on needs: `state.safetensors` and `state.json`."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best_values.items()}
-        for number, values in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{name}": value for name, value in values.items()}
+        tensors |= {f"optimisers.{name}": value for name, value in self.optimisers.tensors().items()}
         save_file(
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
             directory / "state.safetensors",
         )
-        write_json(directory / "state.json", {"curves": self.curves, "resumed_from_epoch": self.resumed_from_epoch})
+        write_json(
+            directory / "state.json",
+            {"curves": self.curves, "precision": self.precision, "resumed_from_epoch": self.resumed_from_epoch},
+        )
 
     def load(self, directory: Path) -> None:
         """Take on what `save` wrote, from the same kind of model and optimiser."""
         tensors = load_file(directory / "state.safetensors")
         progress = read_json(directory / "state.json")
-        self.curves, self.resumed_from_epoch = progress["curves"], progress["resumed_from_epoch"]
+        self.curves, self.precision = progress["curves"], progress["precision"]
+        self.resumed_from_epoch = progress["resumed_from_epoch"]
         self.model.load_state_dict(_under("model.", tensors))
         self.best_values = _under("best.", tensors)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimiser.", tensors).items():
-            number, _, key = name.partition(".")
-            state.setdefault(int(number), {})[key] = value
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        self.optimisers.load_tensors(_under("optimisers.", tensors))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from narrowcast.components.train.rows import coalesced, sum_by_id
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
@@ -27,13 +29,38 @@ class Workers:
         return value
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over the workers, all in one message."""
+        """Replace every gradient by its sum over the workers: dense ones in one message, sparse ones by their rows.
+
+        A gradient is sparse on all workers or on none.
+        """
         if self.size == 1:
             return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        dense = []
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = self._sum_sparse(coalesced(parameter.grad))
+            else:
+                dense.append(parameter)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in dense]
         flat = self.sum(torch.cat([g.flatten() for g in gradients]))
-        for parameter, gradient in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
+        for parameter, gradient in zip(dense, flat.split([g.numel() for g in gradients]), strict=True):
             parameter.grad = gradient.view_as(parameter)
+
+    def _sum_sparse(self, gradient: Tensor) -> Tensor:
+        """Every worker sends its rows to all, padded to the longest; each adds them up in the workers' order."""
+        ids_u, values_uk = gradient.indices()[0], gradient.values()
+        counts = [int(count) for count in self._gather(torch.tensor([len(ids_u)], device=ids_u.device))]
+        padding = max(counts) - len(ids_u)
+        all_ids = self._gather(nn.functional.pad(ids_u, (0, padding)))
+        all_values = self._gather(nn.functional.pad(values_uk, (0, 0, 0, padding)))
+        ids_n = torch.cat([ids[:n] for ids, n in zip(all_ids, counts, strict=True)])
+        values_nk = torch.cat([values[:n] for values, n in zip(all_values, counts, strict=True)])
+        return sum_by_id(ids_n, values_nk, len(gradient))
+
+    def _gather(self, value: Tensor) -> list[Tensor]:
+        gathered = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(gathered, value)
+        return gathered
 
     def concatenate(self, values_B: NDArray[np.float32], num_rows: Sequence[int]) -> NDArray[np.float32]:
         """All workers' rows one after the other; `num_rows` says how many each worker has."""
@@ -42,9 +69,7 @@ class Workers:
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
         padded = torch.zeros(max(num_rows), device=device)
         padded[: len(values_B)] = torch.from_numpy(values_B)
-        gathered = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(gathered, padded)
-        return torch.cat([part[:n] for part, n in zip(gathered, num_rows, strict=True)]).cpu().numpy()
+        return torch.cat([part[:n] for part, n in zip(self._gather(padded), num_rows, strict=True)]).cpu().numpy()
 
 
 ALONE = Workers()

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrowcast.components.data.encoded import Layout
-from narrowcast.components.train.embedding import EmbeddingLayer, EmbeddingTable
+from narrowcast.components.train.embedding import EmbeddingLayer, look_up
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
+from narrowcast.components.train.tables import EmbeddingTable, TableGroup, form_of
 from narrowcast.errors import NarrowcastError
 
 WIDTH = 6
@@ -22,8 +23,8 @@ LAYOUT = Layout(
 
 
 @st.composite
-def table_plans(draw):
-    rows = draw(st.integers(1, 30))
+def table_plans(draw, rows=None):
+    rows = rows or draw(st.integers(1, 30))
     kept = draw(st.integers(1, rows))
     cuts = sorted(draw(st.sets(st.integers(1, kept - 1), max_size=3))) if kept > 1 else []
     form = draw(st.sampled_from(["plain", "inner", "projection"]))
@@ -40,6 +41,10 @@ def table_plans(draw):
     )
 
 
+def alone(plan: TablePlan, width: int, seed: int) -> EmbeddingTable:
+    return TableGroup([plan], width, [torch.Generator().manual_seed(seed)]).tables[0]
+
+
 def reference_row(table: EmbeddingTable, row: int) -> torch.Tensor:
     """One row by the plan's words: fall back, fold, mask, project."""
     row = row if row < table.plan.kept_rows else 0
@@ -54,7 +59,7 @@ def reference_row(table: EmbeddingTable, row: int) -> torch.Tensor:
 @settings(max_examples=60, deadline=None)
 @given(table_plans(), st.integers(0, 2**31))
 def test_lookup_equals_the_plain_reference(plan, seed):
-    table = EmbeddingTable(plan, WIDTH, torch.Generator().manual_seed(seed))
+    table = alone(plan, WIDTH, seed)
     ids = torch.arange(plan.rows)
     expected = torch.stack([reference_row(table, i) for i in range(plan.rows)])
     torch.testing.assert_close(table(ids), expected, rtol=1e-5, atol=1e-7)
@@ -73,16 +78,16 @@ def test_kept_rows_start_from_the_values_of_the_full_table():
 
 def test_masked_columns_and_dropped_rows_get_no_gradient():
     plan = TablePlan(rows=9, blocks=(Block(start=0, stop=2, columns=(0, 2)), Block(start=2, stop=4, columns=())))
-    table = EmbeddingTable(plan, 3, torch.Generator().manual_seed(0))
+    table = alone(plan, 3, 0)
     table(torch.arange(9)).sum().backward()
     expected = torch.tensor([[6.0, 0.0, 6.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    assert torch.equal(table.weight_Rk.grad, expected)  # row 0 also answers for the five dropped rows
+    assert torch.equal(table.group.weight_Rk.grad.to_dense(), expected)  # row 0 also answers for the five dropped rows
 
 
 def test_inner_width_starts_with_the_plain_tables_variance_and_moves_every_row():
     plain = full_plan({"t": 4000}, 16).tables["t"]
     inner = full_plan({"t": 4000}, 16, inner_width=64).tables["t"]
-    tables = [EmbeddingTable(p, 16, torch.Generator().manual_seed(1)) for p in (plain, inner)]
+    tables = [alone(p, 16, 1) for p in (plain, inner)]
     stds = [table.folded().std().item() for table in tables]
     assert stds[1] == pytest.approx(stds[0], rel=0.05)
     factored = tables[1]
@@ -92,41 +97,34 @@ def test_inner_width_starts_with_the_plain_tables_variance_and_moves_every_row()
     gradient = torch.zeros(4000, 16)
     gradient[[3, 5]] = 1.0
     rate = 1e-3
-    with torch.no_grad():
-        factored.weight_Rk -= rate * factored.weight_Rk.grad
-        factored.core_kD -= rate * factored.core_kD.grad
+    torch.optim.SGD(factored.group.parameters(), lr=rate).step()
     update = -rate * (gradient @ w1.T @ w1 + w2 @ w2.T @ gradient)  # to first order in the rate
     torch.testing.assert_close(factored.folded() - before, update, rtol=1e-2, atol=2e-6)
     assert (update.abs().sum(1) > 0).all()
 
 
-def test_tokens_are_table_rows_and_means_over_the_sequence():
-    layer = EmbeddingLayer(LAYOUT, full_plan(LAYOUT.table_rows, WIDTH), seed=0)
-    ids_BF = torch.tensor([[8, 2, 6], [0, 0, 1]], dtype=torch.int32)
-    history_BL = torch.tensor([[1, 4, 0, -1], [-1, -1, -1, -1]], dtype=torch.int32)
-    found = layer(ids_BF, {"history": history_BL})
-    items = layer.tables["item_id"].weight_Rk
-    assert found.shape == (2, 4, WIDTH)
-    assert torch.equal(found[0, 2], items[6])
-    torch.testing.assert_close(found[0, 3], (items[1] + items[4] + items[0]) / 3)
-    assert torch.equal(found[1, 3], torch.zeros(WIDTH))
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 1000))
-def test_padding_does_not_change_a_sequence(length, padding, seed):
-    layer = EmbeddingLayer(LAYOUT, full_plan(LAYOUT.table_rows, WIDTH), seed=0)
-    history = torch.from_numpy(np.random.default_rng(seed).integers(0, 7, (1, length)))
-    padded = torch.nn.functional.pad(history, (0, padding), value=-1)
-    ids_BF = torch.zeros(1, 3, dtype=torch.int32)
-    torch.testing.assert_close(layer(ids_BF, {"history": history}), layer(ids_BF, {"history": padded}))
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(0, 1000))
+def test_fused_lookups_equal_one_table_at_a_time(data, seed):
+    """Forms of rows differ between the tables; so do the groups."""
+    tables = {name: data.draw(table_plans(rows)) for name, rows in LAYOUT.table_rows.items()}
+    layer = EmbeddingLayer(LAYOUT, Plan(width=WIDTH, tables=tables), seed)
+    rng = np.random.default_rng(seed)
+    num_rows, length = rng.integers(0, 6), rng.integers(1, 5)
+    ids_BF = torch.from_numpy(rng.integers(0, [9, 3, 7], (num_rows, 3)))
+    sequences = {"history": torch.from_numpy(rng.integers(-1, 7, (num_rows, length)))}
+    fused, single = layer(ids_BF, sequences), look_up(LAYOUT, layer.tables, ids_BF, sequences)
+    torch.testing.assert_close(fused.categorical_BFD, single.categorical_BFD)
+    torch.testing.assert_close(fused.rows_BLD["history"], single.rows_BLD["history"])
+    assert torch.equal(fused.valid_BL["history"], sequences["history"] >= 0)
+    assert len(layer.groups) == len({form_of(plan, WIDTH) for plan in tables.values()})
 
 
 @pytest.mark.parametrize("name", ["items", "type", "forward", "training", "half"])
 def test_any_field_name_may_be_a_table(name):
     layout = Layout(categorical=(name,), numeric=(), sequences=(), table_of={name: name}, table_rows={name: 3})
     layer = EmbeddingLayer(layout, full_plan(layout.table_rows, 2), seed=0)
-    assert layer(torch.tensor([[2]]), {}).shape == (1, 1, 2)
+    assert layer(torch.tensor([[2]]), {}).categorical_BFD.shape == (1, 1, 2)
     assert list(layer.tables) == [name]
 
 

@@ -11,14 +11,13 @@ import torch
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.checkpoint import load_checkpoint
 from narrowcast.components.train.config import ModelConfig
-from narrowcast.components.train.fit import TrainConfig, adam, fit, shuffled_batches
+from narrowcast.components.train.fit import TrainConfig, fit, fresh_state, optimisers, shuffled_batches
 from narrowcast.components.train.heads import backbones
 from narrowcast.components.train.metrics import all_metrics
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import full_plan
 from narrowcast.components.train.predict import predict
 from narrowcast.components.train.run import train_from_plan, train_full
-from narrowcast.components.train.state import TrainState
 from narrowcast.components.train.workers import Workers
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import StepRecord, digest
@@ -86,8 +85,7 @@ def test_going_on_from_a_saved_state_changes_no_bit(data, plan, tmp_path):
     whole = fit(data, plan, config, tell=quiet)
 
     def fresh():
-        model = CTRModel(data.layout, plan, config.model, config.seed)
-        return TrainState(model=model, optimiser=adam(model, config))
+        return fresh_state(CTRModel(data.layout, plan, config.model, config.seed), config)
 
     saved = []
 
@@ -144,9 +142,11 @@ def test_patience_ends_the_training_and_the_best_epoch_is_kept(data, plan):
 def test_weight_decay_shrinks_the_rows_and_spares_the_rest(data):
     plan = full_plan(data.layout.table_rows, 8, inner_width=12)
     model = CTRModel(data.layout, plan, CONFIG.model, seed=0)
+    both = optimisers(model, replace(CONFIG, weight_decay=0.1))
     decays = {
         id(p): group["weight_decay"]
-        for group in adam(model, replace(CONFIG, weight_decay=0.1)).param_groups
+        for part in (both.tables, both.dense)
+        for group in part.param_groups
         for p in group["params"]
     }
     assert len(decays) == len(list(model.parameters()))

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from narrowcast.components.compact.pack import data_bytes
 from narrowcast.components.compact.packed_table import PackedTable, table_tensors
-from narrowcast.components.train.embedding import EmbeddingTable
 from narrowcast.components.train.plan import Block, TablePlan
 from narrowcast.components.train.quantise import LEVELS, dequantise, quantise, round_as_stored
+from narrowcast.components.train.tables import EmbeddingTable, TableGroup
 from narrowcast.errors import NarrowcastError
 
 
@@ -32,7 +32,7 @@ def tables(draw) -> tuple[TablePlan, int]:
 
 
 def trained(plan: TablePlan, width: int) -> EmbeddingTable:
-    return EmbeddingTable(plan, width, torch.Generator().manual_seed(1))
+    return TableGroup([plan], width, [torch.Generator().manual_seed(1)]).tables[0]
 
 
 @settings(deadline=None, max_examples=60)
@@ -52,7 +52,7 @@ def test_lookups_equal_the_trained_table_with_its_values_rounded(drawn):
     plan, width = drawn
     table = trained(plan, width)
     packed = PackedTable(plan, width, table_tensors(table))
-    round_as_stored(table)
+    round_as_stored(table.group)
     ids = torch.arange(plan.rows + 3).repeat(2).view(2, -1)
     torch.testing.assert_close(packed(ids), table(ids), rtol=0, atol=1e-9)
 

@@ -11,8 +11,9 @@ from narrowcast.components.search.methods import pep
 from narrowcast.components.search.methods.pep import PEPConfig, PEPRowConfig, Supernet, soft_threshold
 from narrowcast.components.search.registry import Problem, find_method
 from narrowcast.components.search.run import SearchConfig, problem_of
-from narrowcast.components.train.embedding import INIT_STD
 from narrowcast.components.train.fit import TrainConfig
+from narrowcast.components.train.model import to_tensors
+from narrowcast.components.train.tables import INIT_STD
 from narrowcast.errors import NarrowcastError
 
 
@@ -28,11 +29,12 @@ def test_soft_threshold_by_hand():
     torch.testing.assert_close(soft_threshold(values, s), torch.tensor([-0.3, 0.0, 0.0, 0.0, 0.4]))
 
 
-def test_thresholds_far_below_start_like_a_plain_table(problem):
-    net = Supernet(problem, PEPConfig(start=-30.0))
-    ids = torch.tensor([0, 1, 2])
-    for table in net.tables.values():
-        torch.testing.assert_close(table(ids), table.table(ids), atol=1e-9, rtol=0)
+@pytest.mark.parametrize("config", [PEPConfig(start=-30.0), PEPRowConfig(start=-30.0)])
+def test_thresholds_far_below_start_like_a_plain_model(problem, config):
+    net = Supernet(problem, config)
+    batch, _ = next(problem.data.split("train").batches(64))
+    inputs = to_tensors(batch)
+    torch.testing.assert_close(net.forward(*inputs), net.model(*inputs), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("config", [PEPConfig(), PEPRowConfig()])

@@ -7,7 +7,7 @@ giving the bytes left over back. Shape letters: R rows, D columns.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from narrowcast.components.search.registry import Method, Problem, register
-from narrowcast.components.train.embedding import PREFIX, EmbeddingTable
-from narrowcast.components.train.fit import adam, deterministic, shuffled_batches
+from narrowcast.components.train.embedding import look_up
+from narrowcast.components.train.fit import deterministic, optimisers, penalty, shuffled_batches
 from narrowcast.components.train.model import CTRModel, to_tensors
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
+from narrowcast.components.train.scorer import Found
+from narrowcast.components.train.tables import EmbeddingTable
 from narrowcast.errors import NarrowcastError
 
 CHECK_EVERY = 5
@@ -50,8 +52,8 @@ class PEPRowConfig(PEPConfig):
     """Thresholds by table and row; as many of the most frequent rows are kept as rows survive."""
 
 
-class PrunedTable(nn.Module):
-    """A table seen through its thresholds; `s_UD` is 1 x D for columns, R x 1 for rows."""
+class Thresholds(nn.Module):
+    """What a table is seen through; `s_UD` is 1 x D for columns, R x 1 for rows."""
 
     def __init__(self, table: EmbeddingTable, start: float, *, by_row: bool) -> None:
         super().__init__()
@@ -60,8 +62,8 @@ class PrunedTable(nn.Module):
         self.s_UD = nn.Parameter(torch.full((num_rows, 1) if by_row else (1, width), start))
 
     def forward(self, ids: Tensor) -> Tensor:
-        s = nn.functional.embedding(ids, self.s_UD) if len(self.s_UD) > 1 else self.s_UD[0]
-        return soft_threshold(self.table(ids), s)
+        """The thresholds of the rows `ids`: ... x D for columns, ... x 1 for rows."""
+        return nn.functional.embedding(ids, self.s_UD) if len(self.s_UD) > 1 else self.s_UD[0].expand(*ids.shape, -1)
 
     @torch.no_grad()
     def nonzero(self) -> Tensor:
@@ -84,13 +86,25 @@ class Supernet:
         by_row = isinstance(config, PEPRowConfig)
         plan = full_plan(problem.table_rows, problem.width)
         self.model = CTRModel(problem.data.layout, plan, self.training.model, self.training.seed)
-        self.optimiser = adam(self.model, self.training)
-        self.tables: dict[str, PrunedTable] = {}
+        self.optimisers = optimisers(self.model, self.training)
+        self.tables: dict[str, Thresholds] = {}
         for name, table in self.model.embedding.tables.items():
-            self.tables[name] = PrunedTable(table, config.start, by_row=by_row)
-            self.model.embedding.named_tables[PREFIX + name] = self.tables[name]
+            self.tables[name] = Thresholds(table, config.start, by_row=by_row)
         thresholds = [table.s_UD for table in self.tables.values()]
-        self.optimiser.add_param_group({"params": thresholds, "lr": config.threshold_rate, "weight_decay": 0.0})
+        self.optimisers.dense.add_param_group({"params": thresholds, "lr": config.threshold_rate})
+
+    def forward(self, ids_BF: Tensor, dense_BN: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
+        """Logits, B, computed with the soft-thresholded rows."""
+        embedding = self.model.embedding
+        found = embedding(ids_BF, sequences)
+        thresholds = look_up(embedding.layout, self.tables, ids_BF, sequences)
+        pruned = Found(
+            soft_threshold(found.categorical_BFD, thresholds.categorical_BFD),
+            {name: soft_threshold(rows, thresholds.rows_BLD[name]) for name, rows in found.rows_BLD.items()},
+            found.valid_BL,
+        )
+        logit_B: Tensor = self.model.scorer(pruned, dense_BN)
+        return logit_B
 
     def steps(self) -> Iterator[int]:
         """Train step by step; yields the number of steps made, up to `max_steps`."""
@@ -99,12 +113,12 @@ class Supernet:
         epochs = (shuffled_batches(train, self.training, epoch) for epoch in itertools.count())
         batches = itertools.islice(itertools.chain.from_iterable(epochs), self.config.max_steps)
         for step, (batch, label_B, _) in enumerate(batches):
-            logit_B = self.model(*to_tensors(batch))
+            logit_B = self.forward(*to_tensors(batch))
             loss = nn.functional.binary_cross_entropy_with_logits(logit_B, torch.tensor(label_B, dtype=logit_B.dtype))
             sparsity = self.config.sparsity * self.config.growth ** (step / steps_per_epoch)
-            self.optimiser.zero_grad()
-            (loss + sparsity * self.sparsity_term()).backward()
-            self.optimiser.step()
+            self.optimisers.zero_grad()
+            (loss + penalty(self.model) + sparsity * self.sparsity_term()).backward()
+            self.optimisers.step()
             with torch.no_grad():
                 for table in self.tables.values():
                     table.s_UD.clamp_(min=self.config.start)
