@@ -56,9 +56,8 @@ class InteractingLayer(nn.Module):
         """B x V x W."""
         *projected, residual_BVW = self.query_key_value_residual(vectors_BVD).chunk(4, dim=2)
         query_BHVA, key_BHVA, value_BHVA = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected)
-        weight_BHVV = (query_BHVA @ key_BHVA.transpose(2, 3)).softmax(dim=3)
-        mixed_BVW = (weight_BHVV @ value_BHVA).transpose(1, 2).flatten(2)
-        return (mixed_BVW + residual_BVW).relu()
+        mixed_BHVA = nn.functional.scaled_dot_product_attention(query_BHVA, key_BHVA, value_BHVA, scale=1.0)
+        return (mixed_BHVA.transpose(1, 2).flatten(2) + residual_BVW).relu()
 
 
 @register(AutoIntConfig)
