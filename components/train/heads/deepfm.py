@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from narrowcast.components.train.heads.fm import FM
 from narrowcast.components.train.heads.registry import register
 from narrowcast.components.train.mlp import mlp
 
@@ -19,30 +20,19 @@ class DeepFMConfig:
     dropout: float
 
 
-def pairwise_products(tokens_BTD: Tensor) -> Tensor:
-    """Sum over all pairs i < j of the dot products of tokens i and j: half of (sum squared less squares summed); B."""
-    square_of_sum_BD = tokens_BTD.sum(1).square()
-    sum_of_squares_BD = tokens_BTD.square().sum(1)
-    return 0.5 * (square_of_sum_BD - sum_of_squares_BD).sum(1)
-
-
 @register(DeepFMConfig)
 class DeepFM(nn.Module):
-    """logit = first order + pairwise products + deep network.
+    """logit = factorisation machine + deep network.
 
-    Our choices: the first-order weight of an id is a learned vector per field times the id's embedding (as FwFM has it,
-    arXiv 1806.03514, section 3.3), so that nothing per id lies outside the embedding tables; dense features have a
-    linear term and enter the deep network, not the pairwise products.
+    Dense features have a linear term and enter the deep network, not the pairwise products (our choice).
     """
 
     def __init__(self, config: DeepFMConfig, num_tokens: int, width: int, num_dense: int) -> None:
         super().__init__()
-        self.first_order_TD = nn.Parameter(torch.randn(num_tokens, width) / (num_tokens * width) ** 0.5)
-        self.linear = nn.Linear(num_dense, 1) if num_dense else None
+        self.fm = FM(config, num_tokens, width, num_dense)
         self.deep = mlp(num_tokens * width + num_dense, config.hidden, config.dropout, num_outputs=1)
 
     def forward(self, tokens_BTD: Tensor, dense_BN: Tensor) -> Tensor:
         """Logits, B."""
-        logit_B = (tokens_BTD * self.first_order_TD).sum((1, 2)) + pairwise_products(tokens_BTD)
-        logit_B = logit_B + self.deep(torch.cat([tokens_BTD.flatten(1), dense_BN], dim=1)).squeeze(1)
-        return logit_B if self.linear is None else logit_B + self.linear(dense_BN).squeeze(1)
+        inputs_BX = torch.cat([tokens_BTD.flatten(1), dense_BN], dim=1)
+        return self.fm(tokens_BTD, dense_BN) + self.deep(inputs_BX).squeeze(1)

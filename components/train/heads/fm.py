@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from narrowcast.components.train.heads.registry import register
+from narrowcast.components.train.heads.registry import HeadConfig, register
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class FM(nn.Module):
     linear term and no products.
     """
 
-    def __init__(self, config: FMConfig, num_tokens: int, width: int, num_dense: int) -> None:
+    def __init__(self, config: HeadConfig, num_tokens: int, width: int, num_dense: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1))
         self.first_order_TD = nn.Parameter(torch.randn(num_tokens, width) / (num_tokens * width) ** 0.5)
