@@ -54,7 +54,7 @@ def test_add_a_data_set():
 def test_add_a_model(added, tiny_encoded, tmp_path):
     added("Add a model")
     config = TrainConfig(
-        model=ModelConfig(backbone="fm"), epochs=3, batch_size=128, learning_rate=0.01, num_workers=0, seed=0
+        model=ModelConfig(backbone="pnn"), epochs=3, batch_size=128, learning_rate=0.01, num_workers=0, seed=0
     )
     train_full(str(tiny_encoded), config, str(tmp_path / "model"), width=8, inner_width=0)
     assert read_json(tmp_path / "model" / "metrics.json")["validation"]["auc"] > 0.6
