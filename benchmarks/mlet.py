@@ -94,7 +94,7 @@ def jobs_of(options: argparse.Namespace, name: str, prepared: Path, ratios: list
 
 def main() -> None:
     made = parser(
-        __doc__.split("\n")[0], data=["kuairand_pure", "ml_latest_small"], epochs=3, patience=1, out="mlet.json"
+        __doc__.split("\n")[0], data=["kuairand_pure", "ml_latest_small"], epochs=4, patience=1, out="mlet.json"
     )
     made.add_argument("--backbone", default="deepfm")
     made.add_argument("--history", default="mean", help="history encoder; none leaves histories out")

@@ -71,9 +71,11 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def describe(options: argparse.Namespace) -> str:
     """The training settings in a line, to stand above a table."""
+    tables = TrainConfig().table_optimiser.replace("_", " ")
     hidden = ", ".join(map(str, options.hidden))
     return (
-        f"hidden layers ({hidden}), batch {options.batch_size}, Adam at {options.learning_rate:g}, "
+        f"hidden layers ({hidden}), batch {options.batch_size}, {tables} on tables and Adam on the rest, both at "
+        f"{options.learning_rate:g}, "
         f"L2 {options.weight_decay:g} on embedding rows, at most {options.epochs} epochs "
         f"(patience {options.patience}), {options.seeds} seeds"
     )

@@ -7,6 +7,7 @@ order. The epoch is chosen on validation, the table reads test. Deviations are o
 """
 
 import itertools
+from typing import Any
 
 from options import describe, markdown, parser, prepare_all, settings, train_config
 from rich.console import Console
@@ -17,7 +18,13 @@ from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.records import write_json
 
-BACKBONES = ("deepfm", "dcnv2", "autoint", "adrec")
+BACKBONES: dict[str, dict[str, Any]] = {
+    "deepfm": {},
+    "dcnv2": {"num_cross": 2},
+    "autoint": {"num_layers": 2, "attention_width": 32},
+    "adrec": {"num_layers": 2, "num_heads": 2, "mask": "learned"},
+}
+"""Every backbone's own settings; two layers of crosses, attention or blocks each."""
 FIGURES = ("auc", "logloss", "gauc")
 
 
@@ -57,11 +64,11 @@ def main() -> None:
     made = parser(
         __doc__.split("\n")[0],
         data=["criteo_137k", "kuairand_pure", "ml_latest_small", "ml_100k"],
-        epochs=3,
+        epochs=4,
         patience=1,
         out="quality.json",
     )
-    made.add_argument("--backbones", nargs="+", default=list(BACKBONES))
+    made.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     made.add_argument("--width", type=int, default=16, help="D")
     made.add_argument("--ratio", type=int, default=4, help="MLET's inner width k over D")
     options = made.parse_args()
@@ -71,7 +78,7 @@ def main() -> None:
     jobs = []
     for name, backbone, inner_width in variants:
         encoded = prepared[name] / "encoded"
-        model = ModelConfig(backbone=backbone, hidden=tuple(options.hidden))
+        model = ModelConfig(backbone=backbone, hidden=tuple(options.hidden), settings=BACKBONES[backbone])
         jobs += [
             Job(
                 data=name,
@@ -92,7 +99,7 @@ def main() -> None:
     for name in options.data:
         print(f"\n{name}: width {options.width}, {describe(options)}\n")
         print(table([row for row in rows if row["data"] == name]))
-    write_json(options.out, {"settings": settings(options), "rows": rows})
+    write_json(options.out, {"settings": {**settings(options), "backbone_settings": BACKBONES}, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -151,10 +153,22 @@ def _read(journal: Path) -> dict[str, Result]:
 
 @contextmanager
 def _pool(processes: int) -> Iterator[Executor]:
-    """Processes that start afresh; those that wait are given up when the caller is interrupted."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+    """Processes that start afresh; trainings that wait are given up when the caller is interrupted."""
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start() -> None:
+    """In a new process: one thread, and an end with the process that asked for it, even a killed one."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
