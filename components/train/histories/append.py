@@ -1,5 +1,6 @@
-"""Append: a transformer in which the candidate reads the history as its newest item would, one history pass for all
-candidates (arXiv 2412.06924, after M-FALCON, arXiv 2402.17152).
+"""Append: a transformer in which the candidate reads the history; one history pass for all (arXiv 2412.06924).
+
+That candidates share the pass is after M-FALCON (arXiv 2402.17152).
 
 Shape letters: B users, L history items, M candidates, D embedding width, W model width, H heads, d = W / H.
 """

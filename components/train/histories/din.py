@@ -1,5 +1,4 @@
-"""DIN: a sum of the history's items, each weighted by a small network of the item and the candidate (arXiv 1706.06978,
-section 4.3).
+"""DIN: a sum of the history's items, weighted by a network of item and candidate (arXiv 1706.06978, section 4.3).
 
 Shape letters: B rows, L history items, D embedding width.
 """
