@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from narrowcast.components.data.encoded import EncodedData
+from narrowcast.components.train import fit as fit_module
 from narrowcast.components.train.checkpoint import load_checkpoint
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.fit import TrainConfig, fit, fresh_state, optimisers, shuffled_batches
@@ -16,6 +17,7 @@ from narrowcast.components.train.heads import backbones
 from narrowcast.components.train.metrics import all_metrics
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import full_plan
+from narrowcast.components.train.precision import has_bfloat16
 from narrowcast.components.train.predict import predict
 from narrowcast.components.train.run import train_from_plan, train_full
 from narrowcast.components.train.workers import Workers
@@ -154,6 +156,75 @@ def test_weight_decay_shrinks_the_rows_and_spares_the_rest(data):
         assert decays[id(parameter)] == (0.1 if name.endswith("weight_Rk") else 0)
 
 
+@pytest.mark.parametrize("optimiser", ["lazy_adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_every_optimiser_and_schedule_learns_and_resumes_to_the_bit(optimiser, schedule, data, plan, tmp_path):
+    config = replace(
+        CONFIG, epochs=5, patience=5, table_optimiser=optimiser, table_learning_rate=0.05, schedule=schedule
+    )
+    config = replace(config, warmup_steps=20)
+    whole = fit(data, plan, config, on_epoch=lambda state: state.epoch == 3 and state.save(tmp_path), tell=quiet)
+    assert whole.best["validation_auc"] > 0.6
+    resumed = fresh_state(CTRModel(data.layout, plan, config.model, config.seed), config)
+    resumed.load(tmp_path)
+    assert fit(data, plan, config, state=resumed, tell=quiet).curves == whole.curves
+    assert fit(data, plan, replace(config, schedule="constant", warmup_steps=0), tell=quiet).curves != whole.curves
+
+
+def test_a_batch_in_parts_is_the_batch_up_to_rounding(data):
+    plan = full_plan(data.layout.table_rows, 8, inner_width=12)
+    config = replace(CONFIG, epochs=1, table_optimiser="rowwise_adagrad")
+    whole, parted = (fit(data, plan, replace(config, accumulate=n), tell=quiet) for n in (1, 3))
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parted.model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    assert parted.curves[0]["train_logloss"] == pytest.approx(whole.curves[0]["train_logloss"], abs=1e-6)
+
+
+def test_the_penalty_of_a_head_moves_it_and_stays_out_of_the_curves(data, plan):
+    def open_share(weight):
+        model = replace(CONFIG.model, backbone="adrec", settings={"mask": "learned", "mask_penalty": weight})
+        state = fit(data, plan, replace(CONFIG, epochs=2, model=model), tell=quiet)
+        assert state.curves[-1]["train_logloss"] < 1
+        return state.model.scorer.head.penalty().item() / weight
+
+    assert open_share(100.0) < open_share(1e-6) - 0.03
+
+
+def test_all_cores_learn_too(data, plan):
+    state = fit(data, plan, replace(CONFIG, deterministic=False), tell=quiet)
+    assert state.best["validation_auc"] == pytest.approx(
+        fit(data, plan, CONFIG, tell=quiet).best["validation_auc"], 0.05
+    )
+
+
+def test_bfloat16_needs_a_processor_that_has_it(data, plan):
+    if has_bfloat16(torch.device("cpu")):
+        pytest.skip("this processor has bfloat16")
+    with pytest.raises(NarrowcastError, match="set precision to float32"):
+        fit(data, plan, replace(CONFIG, precision="bfloat16"), tell=quiet)
+
+
+def test_bfloat16_trains_beside_float32_and_falls_back_where_it_costs(data, plan, monkeypatch, tmp_path):
+    """Computed here on any processor, in hardware or not."""
+    monkeypatch.setattr(fit_module, "demand_precision", lambda *_: None)
+    config = replace(CONFIG, epochs=4, precision="bfloat16")
+    lines = []
+    monkeypatch.setattr(fit_module, "MOST_AUC_LOSS", 1.0)
+    kept = fit(data, plan, config, tell=quiet)
+    assert kept.precision == "bfloat16"
+    plain = fit(data, plan, replace(config, precision="float32"), tell=quiet)
+    assert kept.curves != plain.curves
+    assert kept.best["validation_auc"] == pytest.approx(plain.best["validation_auc"], abs=0.03)
+    assert all(value.dtype == torch.float32 for value in kept.model.state_dict().values())
+    monkeypatch.setattr(fit_module, "MOST_AUC_LOSS", -1.0)
+    fallen = fit(data, plan, config, on_epoch=lambda state: state.save(tmp_path), tell=lines.append)
+    assert fallen.precision == "float32"
+    assert "training goes on in float32" in lines[1]
+    loaded = fresh_state(CTRModel(data.layout, plan, config.model, config.seed), config)
+    loaded.load(tmp_path)
+    assert loaded.precision == "float32"
+
+
 def test_fit_leaves_torch_as_it_found_it(data, plan):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     fit(data, plan, replace(CONFIG, epochs=1), tell=quiet)
@@ -169,6 +240,14 @@ def test_bad_settings_and_bad_data_are_sentences(tiny_encoded, data, plan, tmp_p
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"batch_size": 2, "num_workers": 3}, "less than a row"),
+        ({"batch_size": 2, "accumulate": 3}, "less than a row"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"table_learning_rate": -1.0}, "table_learning_rate is -1.0"),
+        ({"num_workers": 1, "min_workers": 2}, "at most num_workers"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"table_optimiser": "adagrad"}, "rowwise_adagrad"),
+        ({"precision": "float16"}, "did you mean 'bfloat16'"),
         ({"seed": 2**32}, "seed is 4294967296"),
     ):
         with pytest.raises(NarrowcastError, match=words):
