@@ -59,5 +59,7 @@ def run(library: str, encoded: Path, chosen: argparse.Namespace, extra: Sequence
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on, for the JSON."""
-    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    models = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return {"processor": models[0] if models else "unknown", "cores": os.cpu_count()}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from data import prepare_schema, schema_of
 
+from data import prepare_schema, schema_of
 from narrowcast.components.data.schema import Field, Schema
 from narrowcast.errors import NarrowcastError
 
@@ -23,7 +23,7 @@ def reference_schema() -> Schema:
 
 
 def bucketed(column: pa.ChunkedArray) -> pa.Array:
-    """Counts above 2 as floor(log(x)^2), the others as they are (the winners of the Criteo contest did so); null stays."""
+    """Counts above 2 as floor(log(x)^2), the others as they are, null as null."""
     missing = np.asarray(column.is_null())
     count = np.asarray(column.fill_null(0)).astype(np.int64)
     bucket = np.where(count > 2, np.floor(np.log(np.maximum(count, 1)) ** 2).astype(np.int64), count)

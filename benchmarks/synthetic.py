@@ -9,7 +9,7 @@ from narrowcast.components.data.encoded import SPLITS, Layout
 from narrowcast.records import write_json, writing_directory
 
 SHARES = (0.3, 0.24, 0.2, 0.12, 0.08, 0.04, 0.015, 0.005)
-"""Of all ids, by table, for the large tables: our choice, after Criteo's log, where a few fields hold nearly all ids."""
+"""Of all ids, by table, for the large tables: as in Criteo's log, a few fields hold nearly all ids."""
 SMALL_ROWS = 50
 """Rows of every other table."""
 

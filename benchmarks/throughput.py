@@ -6,7 +6,7 @@ DeepFM of the same width, hidden layers and batch on the same arrays, no penalty
 all), Adam on each side as the library does it: FuxiCTR and DeepCTR-Torch update every row of every table in every step,
 narrowcast those that the batch touches. Two vocabularies: criteo_137k at the reference setting, and synthetic ids, 39
 fields of which 8 hold nearly all ids, id i of a field drawn with probability about 1/i. An epoch's seconds are training
-alone, with the library's own loop and loader; the first epoch of every process is a warm-up. See libraries.py for PEERS.
+alone, with the library's own loop and loader; a process's first epoch is a warm-up. See libraries.py for PEERS.
 """
 
 import argparse
@@ -89,9 +89,8 @@ def main() -> None:
             ratio = rates["narrowcast"]["rows_per_second"] / rates["fuxictr"]["rows_per_second"]
             met = ratio >= TARGETS[data]
             result[data]["target"] = {"ratio": ratio, "at_least": TARGETS[data], "met": met}
-            console.print(
-                f"narrowcast over FuxiCTR: {ratio:.2f}x (target: at least {TARGETS[data]}x): {'met' if met else 'not met'}"
-            )
+            verdict = "met" if met else "not met"
+            console.print(f"narrowcast over FuxiCTR: {ratio:.2f}x (target: at least {TARGETS[data]}x): {verdict}")
     write_json(chosen.out, result)
 
 

@@ -3,9 +3,9 @@
     python benchmarks/vocabulary.py --ids 100000 1000000 10000000
 
 DeepFM on synthetic ids, 39 fields of which 8 hold nearly all ids, the same batch at every vocabulary. `uniform` ids are
-the worst case, as hardly a row is met twice; `power` draws id i with probability about 1/i. All vocabularies are trained
-by turns in one process, an epoch of a few steps each; a step's time is its epoch's over the number of steps. The control
-is the same model with one `torch.nn.Embedding` and `torch.optim.Adam` on all parameters.
+the worst case, as hardly a row is met twice; `power` draws id i with probability about 1/i. All vocabularies are
+trained by turns in one process, an epoch of a few steps each; a step's time is its epoch's over the number of steps.
+The control is the same model with one `torch.nn.Embedding` and `torch.optim.Adam` on all parameters.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from torch import nn
 
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.config import ModelConfig
-from narrowcast.components.train.fit import TrainConfig, train_epoch
+from narrowcast.components.train.fit import TrainConfig, deterministic, fresh_state, train_epoch
 from narrowcast.components.train.heads import build_head
+from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import full_plan
 from narrowcast.records import write_json
-from narrowcast_run import fresh_state
 
 TARGET = 1.5
 """Most that a step at the largest vocabulary may take, as a multiple of one at the smallest."""
@@ -41,9 +41,14 @@ NUM_FIELDS = 39
 
 
 def own_epoch(data: EncodedData, width: int, config: TrainConfig) -> Callable[[], None]:
-    state = fresh_state(data, full_plan(data.layout.table_rows, width), config)
+    plan = full_plan(data.layout.table_rows, width)
+    state = fresh_state(CTRModel(data.layout, plan, config.model, config.seed), config)
     train = data.split("train")
-    return lambda: train_epoch(state, train, config) and None
+
+    def epoch() -> None:
+        train_epoch(state, train, config)
+
+    return epoch
 
 
 def dense_epoch(data: EncodedData, width: int, config: TrainConfig) -> Callable[[], None]:
@@ -115,7 +120,8 @@ def main() -> None:
             epochs["narrowcast", num_ids] = own_epoch(data, chosen.width, config)
             if num_ids <= chosen.control_ids:
                 epochs["dense Adam", num_ids] = dense_epoch(data, chosen.width, config)
-        found = measure(epochs, chosen.steps, chosen)
+        with deterministic(config.deterministic):
+            found = measure(epochs, chosen.steps, chosen)
     report(found, chosen)
 
 

@@ -1,4 +1,4 @@
-"""Train DeepFM with DeepCTR-Torch on arrays that narrowcast encoded; run by the benchmarks in the peers' environment."""
+"""Train DeepFM with DeepCTR-Torch on arrays that narrowcast encoded; runs in the peers' environment."""
 
 import time
 
@@ -34,7 +34,7 @@ class Epochs(Callback):
 
 
 def columns(data: Encoded, split: str) -> dict[str, np.ndarray]:
-    ids_BF = data.ids_BF(split)
+    ids_BF = data.ids(split)
     return {field: np.ascontiguousarray(ids_BF[:, i]) for i, field in enumerate(data.fields)}
 
 
@@ -54,11 +54,9 @@ def main() -> None:
         seed=chosen.seed,
     )
     model.compile(torch.optim.Adam(model.parameters(), lr=chosen.learning_rate), "binary_crossentropy")
-    epochs = Epochs(columns(data, "validation"), data.label_B("validation"), chosen.batch_size)
-    label_B = np.asarray(data.label_B("train"), np.float32)
-    model.fit(
-        columns(data, "train"), label_B, chosen.batch_size, epochs=chosen.epochs, verbose=0, callbacks=[epochs]
-    )
+    epochs = Epochs(columns(data, "validation"), data.labels("validation"), chosen.batch_size)
+    label_B = np.asarray(data.labels("train"), np.float32)
+    model.fit(columns(data, "train"), label_B, chosen.batch_size, epochs=chosen.epochs, verbose=0, callbacks=[epochs])
     model.load_state_dict(epochs.best)
     splits = ("validation", "test") if chosen.scores else ()
     scores = {split: model.predict(columns(data, split), chosen.batch_size) for split in splits}

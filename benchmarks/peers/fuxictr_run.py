@@ -1,4 +1,4 @@
-"""Train DeepFM with FuxiCTR on arrays that narrowcast encoded; run by the benchmarks in the peers' environment.
+"""Train DeepFM with FuxiCTR on arrays that narrowcast encoded; runs in the peers' environment.
 
 The wheel has the layers, the training loop and the loader but not the model zoo, so DeepFM is put together here from
 its layers as its zoo does.
@@ -63,9 +63,9 @@ def feature_map(data: Encoded, width: int, folder: Path) -> FeatureMap:
 
 
 def write_npz(data: Encoded, split: str, folder: Path) -> str:
-    ids_BF = data.ids_BF(split)
+    ids_BF = data.ids(split)
     columns = {field: ids_BF[:, i] for i, field in enumerate(data.fields)}
-    np.savez(folder / f"{split}.npz", **columns, **{LABEL: data.label_B(split)})
+    np.savez(folder / f"{split}.npz", **columns, **{LABEL: data.labels(split)})
     return str(folder / f"{split}.npz")
 
 

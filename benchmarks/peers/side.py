@@ -19,11 +19,12 @@ class Encoded:
     fields: list[str]
     rows: list[int]  # of every field's table
 
-    def ids_BF(self, split: str) -> np.ndarray:
+    def ids(self, split: str) -> np.ndarray:
         """int32, B x F."""
         return np.load(self.folder / split / "ids.npy", mmap_mode="r")
 
-    def label_B(self, split: str) -> np.ndarray:
+    def labels(self, split: str) -> np.ndarray:
+        """uint8, B."""
         return np.load(self.folder / split / "label.npy", mmap_mode="r")
 
 
@@ -61,5 +62,5 @@ def answer(
         chosen.scores.mkdir(parents=True, exist_ok=True)
         for split, probability_B in scores.items():
             np.save(chosen.scores / f"{split}.npy", np.asarray(probability_B, np.float64).reshape(-1))
-    rows = len(read(chosen.encoded).label_B("train"))
+    rows = len(read(chosen.encoded).labels("train"))
     print(json.dumps({"library": library, "version": version, "rows": rows, "epoch_seconds": epoch_seconds}))
