@@ -6,10 +6,10 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export RAY_USAGE_STATS_ENABLED := 0
 export GX_ANALYTICS_ENABLED := False
 
-.PHONY: help setup quickstart test lint clean lock
+.PHONY: help setup setup-torchrec quickstart test lint clean lock
 
 help: ## Show this help
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Install narrowcast and everything it needs into .venv
 
@@ -21,6 +21,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+setup-torchrec: setup ## Install the extra for tables sharded over workers (CPU build)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement requirements-torchrec.lock
 
 quickstart: setup ## Run the whole DAG on MovieLens-100K and ask the deployed model
 	$(BIN)/narrowcast data get ml_100k
