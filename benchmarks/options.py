@@ -59,7 +59,7 @@ def train_config(options: argparse.Namespace, model: ModelConfig, seed: int) -> 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the results depend on, for the JSON: the options but paths and the number of processes."""
-    left_out = ("raw", "prepared", "out", "processes")
+    left_out = ("raw", "prepared", "out", "images", "processes")
     return {key: value for key, value in vars(options).items() if key not in left_out}
 
 
