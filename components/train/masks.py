@@ -24,7 +24,7 @@ class MaskConfig:
     logit starts.
 
     A pair closes once its logit falls below 0. Adam moves a logit by about its learning rate a step, so at 1e-3 a
-    start of 0.1 closes after a hundred steps at the earliest, and a start of 5 hardly ever.
+    start of 0.02 closes after twenty steps at the earliest, and a start of 5 hardly ever.
     """
 
     kind: str

@@ -43,8 +43,8 @@ class AdRecConfig:
     feed_forward: int = 2
     attention_width: int | None = None
     top_k: int = 8
-    mask_penalty: float = 0.01
-    mask_logit: float = 0.1
+    mask_penalty: float = 0.003
+    mask_logit: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_heads", "feed_forward"):
