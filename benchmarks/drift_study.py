@@ -138,12 +138,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--days", type=int, default=99, help="most later days to test on")
-    parser.add_argument("--rows", type=int, default=60_000, help="of a synthetic log")
+    parser.add_argument("--rows", type=int, default=45_000, help="of a synthetic log")
     parser.add_argument("--width", type=int, default=16, help="embedding width D")
     parser.add_argument("--hidden", type=int, nargs="+", default=[64], help="widths of the hidden layers")
-    parser.add_argument(
-        "--epochs", type=int, help="at most, the one best on validation counts; by default as the log needs"
-    )
+    parser.add_argument("--epochs", type=int, help="at most; by default as the log needs")
     parser.add_argument("--batch-size", type=int, help="by default as the log needs")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
