@@ -57,6 +57,11 @@ def run(library: str, encoded: Path, chosen: argparse.Namespace, extra: Sequence
     return result
 
 
+def settings(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What the results depend on, for the JSON: the options but paths."""
+    return {name: value for name, value in vars(chosen).items() if not isinstance(value, Path | None)}
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on, for the JSON."""
     models = [

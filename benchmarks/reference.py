@@ -21,8 +21,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from libraries import TITLES, add_options, machine, run
-from options import PREPARED, settings
+from libraries import TITLES, add_options, machine, run, settings
+from options import PREPARED
 from reference_data import prepare_reference
 from rich.console import Console
 from rich.progress import track

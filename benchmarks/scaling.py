@@ -20,9 +20,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from libraries import machine
+from libraries import machine, settings
 from narrowcast_run import rates
-from options import settings
 from rich.console import Console
 from rich.table import Table
 from synthetic import write_encoded

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from libraries import TITLES, add_options, machine, run
-from options import PREPARED, settings
+from libraries import TITLES, add_options, machine, run, settings
+from options import PREPARED
 from reference_data import prepare_reference
 from rich.console import Console
 from rich.progress import track

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from libraries import machine
-from options import settings
+from libraries import machine, settings
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
