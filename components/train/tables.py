@@ -84,18 +84,25 @@ class TableGroup(nn.Module):
         positions = [
             torch.where(ids_XF < self.kept_T[table_F], ids_XF, 0) + self.starts_T[table_F] for ids_XF, table_F in wanted
         ]
-        rows_nk = look_up_rows(self.weight_Rk, torch.cat([position_XF.flatten() for position_XF in positions]))
+        rows_nd = self._folded(torch.cat([position_XF.flatten() for position_XF in positions]))
         found = []
-        for part_nk, position_XF, (_, table_F) in zip(
-            rows_nk.split([p.numel() for p in positions]), positions, wanted, strict=True
-        ):
-            rows = part_nk.view(*position_XF.shape, rows_nk.shape[1])
-            if self.core_Tkd is not None:
-                rows = torch.einsum("xfk,fkd->xfd", rows, self.core_Tkd[table_F])
+        for part_nd, position_XF in zip(rows_nd.split([p.numel() for p in positions]), positions, strict=True):
+            rows = part_nd.view(*position_XF.shape, rows_nd.shape[1])
             if self.masked:
                 rows = rows * self.mask_Nd[torch.bucketize(position_XF, self.block_starts, right=True)]
             found.append(rows)
         return found
+
+    def _folded(self, positions_n: Tensor) -> Tensor:
+        """The rows at `positions_n`, n x d; with MLET's cores each distinct row is folded once."""
+        if self.core_Tkd is None:
+            return look_up_rows(self.weight_Rk, positions_n)
+        distinct_u, inverse_n = torch.unique(positions_n, return_inverse=True)
+        rows_uk = look_up_rows(self.weight_Rk, distinct_u)
+        bounds = torch.searchsorted(distinct_u, self.starts_T[1:]).tolist()
+        parts = rows_uk.tensor_split(bounds)
+        rows_ud = torch.cat([part_uk @ core_kd for part_uk, core_kd in zip(parts, self.core_Tkd, strict=True)])
+        return nn.functional.embedding(inverse_n, rows_ud)
 
 
 class EmbeddingTable:
