@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(library: str, encoded: Path, chosen: argparse.Namespace, extra: Sequence[object] = ()) -> dict[str, Any]:
-    """Train with `library` in a process of its own; what its script prints (see `peers/side.py`).
+    """Train with `library` in a process of its own; what its script answers (see `peers/side.py`).
 
     Raises NarrowcastError with the process's last words where it fails.
     """
@@ -53,7 +53,8 @@ def run(library: str, encoded: Path, chosen: argparse.Namespace, extra: Sequence
     )
     if done.returncode:
         raise NarrowcastError(f"{TITLES[library]} failed: {' '.join(done.stderr.strip().splitlines()[-3:])[-500:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    answers = [line for line in done.stdout.splitlines() if line.startswith('{"library"')]
+    result: dict[str, Any] = json.loads(answers[-1])
     return result
 
 

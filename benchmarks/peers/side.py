@@ -54,7 +54,7 @@ def read(folder: Path) -> Encoded:
 def answer(
     chosen: argparse.Namespace, library: str, version: str, epoch_seconds: list[float], scores: dict[str, np.ndarray]
 ) -> None:
-    """Print what was measured as the last line of the output, and write `scores`, by split, where they are wanted.
+    """Print what was measured as a line of JSON, and write `scores`, by split, where they are wanted.
 
     `epoch_seconds`: training alone, without preparing data, evaluating and saving.
     """
