@@ -24,12 +24,13 @@ def main() -> None:
     parser = options(__doc__.split("\n")[0])
     parser.add_argument("--table-optimiser", default="lazy_adam", help="what moves the embedding rows")
     parser.add_argument("--table-learning-rate", type=float, help="theirs, where it is not that of all else")
+    parser.add_argument("--init-std", type=float, default=0.01, help="deviation of the tables' initial values")
     chosen = parser.parse_args()
     read(chosen.encoded)
     torch.set_num_threads(chosen.threads)
     data = EncodedData(chosen.encoded)
     config = TrainConfig(
-        model=ModelConfig(backbone="deepfm", hidden=tuple(chosen.hidden)),
+        model=ModelConfig(backbone="deepfm", hidden=tuple(chosen.hidden), init_std=chosen.init_std),
         epochs=chosen.epochs,
         batch_size=chosen.batch_size,
         learning_rate=chosen.learning_rate,

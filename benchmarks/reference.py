@@ -35,7 +35,7 @@ from narrowcast.records import write_json
 
 ADAGRAD = "--table-optimiser rowwise_adagrad --table-learning-rate"
 SETTINGS = {
-    "narrowcast": ["--l2 1e-3", "--l2 0", f"{ADAGRAD} 1e-2 --l2 0", f"{ADAGRAD} 1e-2 --l2 1e-3"],
+    "narrowcast": ["--l2 1e-3", "--l2 0", f"{ADAGRAD} 1e-2 --l2 0", f"{ADAGRAD} 1e-2 --l2 0 --init-std 1e-4"],
     "fuxictr": ["--l2 0", "--l2 1e-4", "--l2 1e-3", "--l2 1e-2", "--l2 1e-1"],
     "deepctr": ["--l2 1e-5", "--l2 1e-2", "--l2 1"],
 }

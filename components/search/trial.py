@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from narrowcast.components.search.registry import Problem, find_method
 from narrowcast.components.train.fit import deterministic, fit
@@ -11,6 +11,7 @@ from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import Block, Plan, TablePlan
 from narrowcast.components.train.predict import predict
 from narrowcast.components.train.quantise import round_as_stored
+from narrowcast.components.train.tables import TableGroup
 
 SHORT_EPOCHS = 3
 """Most epochs of a trial's training; it ends at the first that is no better on validation."""
@@ -39,7 +40,7 @@ def run_trial(problem: Problem, method: str, trial: Trial) -> Outcome:
         model = fit(problem.data, plan, training).model
     assert isinstance(model, CTRModel)
     for group in model.embedding.groups:
-        round_as_stored(group)
+        round_as_stored(cast(TableGroup, group))
     validation = problem.data.split("validation")
     with deterministic():
         return Outcome(plan=plan, validation_auc=auc(validation.label_B, predict(model, validation)))

@@ -1,5 +1,6 @@
 """What a model is, in settings: its backbone and its history encoder."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ class ModelConfig:
     """A backbone by name, the widths of its hidden layers, and the share of their outputs dropped in training.
 
     `settings`: the backbone's own. `history`: the history encoder by name, `history_settings` its own; without effect
-    where the schema has no history.
+    where the schema has no history. `init_std`: standard deviation of the embedding tables' initial values.
     """
 
     backbone: str = "deepfm"
@@ -23,12 +24,15 @@ class ModelConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     history: str = "mean"
     history_settings: dict[str, Any] = field(default_factory=dict)
+    init_std: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise NarrowcastError(f"hidden is {self.hidden}: give at least one layer width, each at least 1")
         if not 0 <= self.dropout < 1:
             raise NarrowcastError(f"dropout is {self.dropout}: must be at least 0 and less than 1")
+        if not 0 < self.init_std < math.inf:
+            raise NarrowcastError(f"init_std is {self.init_std}: must be a positive number")
         _ = self.head, self.history_encoder
 
     @property

@@ -21,7 +21,7 @@ PREFIX = "table_"
 class EmbeddingLayer(nn.Module):
     """Ids to the rows of their tables, which are fused to as few groups as the plan has forms of rows."""
 
-    def __init__(self, layout: Layout, plan: Plan, seed: int) -> None:
+    def __init__(self, layout: Layout, plan: Plan, seed: int, init_std: float) -> None:
         super().__init__()
         self.layout = layout
         self.plan = plan
@@ -34,13 +34,12 @@ class EmbeddingLayer(nn.Module):
                     "search again on this data"
                 )
             by_form.setdefault(form_of(table_plan, plan.width), []).append(name)
-        seeds = {name: seed * 1_000_003 + i for i, name in enumerate(layout.table_rows)}
         self.groups = nn.ModuleList()
         self._lookups: list[GroupLookup] = []
         found: dict[str, EmbeddingTable] = {}
         for names in by_form.values():
-            generators = [torch.Generator().manual_seed(seeds[name]) for name in names]
-            group = TableGroup([plan.table(name) for name in names], plan.width, generators)
+            generators = [table_generator(layout, name, seed) for name in names]
+            group = TableGroup([plan.table(name) for name in names], plan.width, generators, init_std)
             self.groups.append(group)
             self._lookups.append(GroupLookup(layout, names))
             found |= dict(zip(names, group.tables, strict=True))
@@ -62,6 +61,11 @@ class EmbeddingLayer(nn.Module):
         if self._order is not None:
             rows_BFD = rows_BFD[:, self._order.to(rows_BFD.device)]
         return Found(rows_BFD, rows_BLD, valid_elements(sequences))
+
+
+def table_generator(layout: Layout, table: str, seed: int) -> torch.Generator:
+    """What draws a table's initial values in a model of `seed`."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + list(layout.table_rows).index(table))
 
 
 class GroupLookup:

@@ -24,7 +24,7 @@ class CTRModel(nn.Module):
         self.layout = layout
         self.plan = plan
         self.config = config
-        self.embedding = EmbeddingLayer(layout, plan, seed)
+        self.embedding = EmbeddingLayer(layout, plan, seed, config.init_std)
         self.scorer = seeded_scorer(layout, plan.width, config, seed)
 
     def forward(self, ids_BF: Tensor, dense_BN: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:

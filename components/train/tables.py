@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from narrowcast.components.train.plan import TablePlan
 from narrowcast.components.train.rows import look_up_rows
 
-INIT_STD = 0.01
-
 Form = tuple[int, int, bool, bool]
 """Trained width, width before the projection, whether there is a core, whether there is a projection."""
 
@@ -37,7 +35,9 @@ class TableGroup(nn.Module):
     mask_Nd: Tensor
     block_starts: Tensor
 
-    def __init__(self, plans: Sequence[TablePlan], width: int, generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self, plans: Sequence[TablePlan], width: int, generators: Sequence[torch.Generator], init_std: float
+    ) -> None:
         super().__init__()
         inner, internal, has_core, has_lift = form_of(plans[0], width)
         assert all(form_of(plan, width) == form_of(plans[0], width) for plan in plans)
@@ -46,7 +46,7 @@ class TableGroup(nn.Module):
         weight_Rk = torch.empty(sum(kept), inner)
         cores, lifts = [], []
         for plan, start, generator in zip(plans, starts, generators, strict=True):
-            values = torch.randn(plan.rows, inner, generator=generator) * INIT_STD
+            values = torch.randn(plan.rows, inner, generator=generator) * init_std
             weight_Rk[start : start + plan.kept_rows] = values[: plan.kept_rows]
             if has_core:
                 cores.append(torch.randn(inner, internal, generator=generator) / inner**0.5)

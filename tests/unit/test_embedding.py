@@ -42,7 +42,7 @@ def table_plans(draw, rows=None):
 
 
 def alone(plan: TablePlan, width: int, seed: int) -> EmbeddingTable:
-    return TableGroup([plan], width, [torch.Generator().manual_seed(seed)]).tables[0]
+    return TableGroup([plan], width, [torch.Generator().manual_seed(seed)], 0.01).tables[0]
 
 
 def reference_row(table: EmbeddingTable, row: int) -> torch.Tensor:
@@ -67,12 +67,12 @@ def test_lookup_equals_the_plain_reference(plan, seed):
 
 
 def test_kept_rows_start_from_the_values_of_the_full_table():
-    full = EmbeddingLayer(LAYOUT, full_plan(LAYOUT.table_rows, WIDTH), seed=3).tables["item_id"]
+    full = EmbeddingLayer(LAYOUT, full_plan(LAYOUT.table_rows, WIDTH), seed=3, init_std=0.01).tables["item_id"]
     small_plan = TablePlan(
         rows=7, blocks=(Block(start=0, stop=2, columns=(0, 1)), Block(start=2, stop=5, columns=(0,)))
     )
     plan = Plan(width=WIDTH, tables={**full_plan(LAYOUT.table_rows, WIDTH).tables, "item_id": small_plan})
-    small = EmbeddingLayer(LAYOUT, plan, seed=3).tables["item_id"]
+    small = EmbeddingLayer(LAYOUT, plan, seed=3, init_std=0.01).tables["item_id"]
     assert torch.equal(small.weight_Rk, full.weight_Rk[:5])
 
 
@@ -108,7 +108,7 @@ def test_inner_width_starts_with_the_plain_tables_variance_and_moves_every_row()
 def test_fused_lookups_equal_one_table_at_a_time(data, seed):
     """Forms of rows differ between the tables; so do the groups."""
     tables = {name: data.draw(table_plans(rows)) for name, rows in LAYOUT.table_rows.items()}
-    layer = EmbeddingLayer(LAYOUT, Plan(width=WIDTH, tables=tables), seed)
+    layer = EmbeddingLayer(LAYOUT, Plan(width=WIDTH, tables=tables), seed, init_std=0.01)
     rng = np.random.default_rng(seed)
     num_rows, length = rng.integers(0, 6), rng.integers(1, 5)
     ids_BF = torch.from_numpy(rng.integers(0, [9, 3, 7], (num_rows, 3)))
@@ -123,13 +123,13 @@ def test_fused_lookups_equal_one_table_at_a_time(data, seed):
 @pytest.mark.parametrize("name", ["items", "type", "forward", "training", "half"])
 def test_any_field_name_may_be_a_table(name):
     layout = Layout(categorical=(name,), numeric=(), sequences=(), table_of={name: name}, table_rows={name: 3})
-    layer = EmbeddingLayer(layout, full_plan(layout.table_rows, 2), seed=0)
+    layer = EmbeddingLayer(layout, full_plan(layout.table_rows, 2), seed=0, init_std=0.01)
     assert layer(torch.tensor([[2]]), {}).categorical_BFD.shape == (1, 1, 2)
     assert list(layer.tables) == [name]
 
 
 def test_a_plan_of_other_data_is_refused():
     with pytest.raises(NarrowcastError, match="table 'user_id' is for 5 rows, the data has 9"):
-        EmbeddingLayer(LAYOUT, full_plan({**LAYOUT.table_rows, "user_id": 5}, WIDTH), seed=0)
+        EmbeddingLayer(LAYOUT, full_plan({**LAYOUT.table_rows, "user_id": 5}, WIDTH), seed=0, init_std=0.01)
     with pytest.raises(NarrowcastError, match="no table 'user_id'"):
-        EmbeddingLayer(LAYOUT, full_plan({"user": 9, "type": 3, "item_id": 7}, WIDTH), seed=0)
+        EmbeddingLayer(LAYOUT, full_plan({"user": 9, "type": 3, "item_id": 7}, WIDTH), seed=0, init_std=0.01)

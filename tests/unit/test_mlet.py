@@ -136,7 +136,8 @@ def one_step(rows, width, inner, ids, rate, seed):
     Returns W2 and W1 before it, G, and the folded table before and after.
     """
     layout = Layout(categorical=("id",), numeric=(), sequences=(), table_of={"id": "id"}, table_rows={"id": rows})
-    layer = EmbeddingLayer(layout, full_plan(layout.table_rows, width, inner_width=inner), seed=seed).double()
+    plan = full_plan(layout.table_rows, width, inner_width=inner)
+    layer = EmbeddingLayer(layout, plan, seed=seed, init_std=0.01).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in layer.parameters():

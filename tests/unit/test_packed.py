@@ -32,7 +32,7 @@ def tables(draw) -> tuple[TablePlan, int]:
 
 
 def trained(plan: TablePlan, width: int) -> EmbeddingTable:
-    return TableGroup([plan], width, [torch.Generator().manual_seed(1)]).tables[0]
+    return TableGroup([plan], width, [torch.Generator().manual_seed(1)], 0.01).tables[0]
 
 
 @settings(deadline=None, max_examples=60)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from narrowcast.components.search.methods import pep
 from narrowcast.components.search.methods.pep import PEPConfig, PEPRowConfig, Supernet, soft_threshold
 from narrowcast.components.search.registry import Problem, find_method
 from narrowcast.components.search.run import SearchConfig, problem_of
+from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.fit import TrainConfig
 from narrowcast.components.train.model import to_tensors
-from narrowcast.components.train.tables import INIT_STD
 from narrowcast.errors import NarrowcastError
 
 
@@ -49,9 +50,11 @@ def test_the_task_moves_the_thresholds_and_pruning_starts_within_200_steps(probl
     assert any(nonzeros < 0.9 * before for nonzeros in itertools.islice(left, 200))
 
 
-def test_the_start_is_just_under_the_tables_scale():
-    threshold = torch.sigmoid(torch.tensor(PEPConfig().start)).item()
-    assert INIT_STD / 100 < threshold < INIT_STD
+@pytest.mark.parametrize("init_std", [0.01, 0.001, 0.1])
+def test_the_start_is_just_under_the_tables_scale(problem, init_std):
+    training = replace(problem.training, model=ModelConfig(init_std=init_std))
+    threshold = torch.sigmoid(torch.tensor(Supernet(replace(problem, training=training), PEPConfig()).start)).item()
+    assert init_std / 100 < threshold < init_std
 
 
 @pytest.mark.parametrize("bits", [32, 8, 4])

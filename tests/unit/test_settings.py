@@ -40,5 +40,5 @@ def test_the_command_line_reaches_into_mappings(tmp_path):
     values = parameters.load(path, {"model.settings.mask": "topk", "training.schedule": "cosine", "epochs": "2"})
     assert values["model"] == {"hidden": [8], "settings": {"mask": "topk"}}
     assert (values["training"], values["epochs"]) == ({"schedule": "cosine"}, 2)
-    with pytest.raises(NarrowcastError, match="--set epochs.most: 'epochs' is no mapping"):
+    with pytest.raises(NarrowcastError, match=r"--set epochs\.most: 'epochs' is no mapping"):
         parameters.load(path, {"epochs": "3", "epochs.most": "2"})

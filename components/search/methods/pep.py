@@ -32,9 +32,9 @@ CHECK_EVERY = 5
 class PEPConfig:
     """Thresholds by table and column, so that whole columns fall away.
 
-    `start`: s before training, just under the logit of the tables' initial scale; far below it sigmoid(s) has no
-    gradient in float32 and pruning never begins, so s is held at or above it. `threshold_rate`: Adam's step size for
-    s. `sparsity`: weight of the sparsity term at first; it grows `growth`-fold an epoch, step by step, until the budget
+    `start`: s before training, just under the logit of the tables' initial scale where that is 0.01, and shifted by the
+    log of the scale over 0.01 where not; far below it sigmoid(s) has no gradient in float32 and pruning never begins,
+    so s is held at or above it. `threshold_rate`: Adam's step size for s. `sparsity`: weight of the sparsity term at first; it grows `growth`-fold an epoch, step by step, until the budget
     is reached. `floor`: the share of a column's values (each row counted as often as training meets it) or of a row's
     values under which it counts as dropped. `max_steps` bounds the search.
     """
@@ -83,13 +83,14 @@ class Supernet:
         self.problem = problem
         self.config = config
         self.training = problem.training
+        self.start = config.start + math.log(self.training.model.init_std / 0.01)
         by_row = isinstance(config, PEPRowConfig)
         plan = full_plan(problem.table_rows, problem.width)
         self.model = CTRModel(problem.data.layout, plan, self.training.model, self.training.seed)
         self.optimisers = optimisers(self.model, self.training)
         self.tables: dict[str, Thresholds] = {}
         for name, table in self.model.embedding.tables.items():
-            self.tables[name] = Thresholds(table, config.start, by_row=by_row)
+            self.tables[name] = Thresholds(table, self.start, by_row=by_row)
         thresholds = [table.s_UD for table in self.tables.values()]
         self.optimisers.dense.add_param_group({"params": thresholds, "lr": config.threshold_rate})
 
@@ -121,7 +122,7 @@ class Supernet:
             self.optimisers.step()
             with torch.no_grad():
                 for table in self.tables.values():
-                    table.s_UD.clamp_(min=self.config.start)
+                    table.s_UD.clamp_(min=self.start)
             yield step + 1
 
     def sparsity_term(self) -> Tensor:
