@@ -34,9 +34,10 @@ class PEPConfig:
 
     `start`: s before training, just under the logit of the tables' initial scale where that is 0.01, and shifted by the
     log of the scale over 0.01 where not; far below it sigmoid(s) has no gradient in float32 and pruning never begins,
-    so s is held at or above it. `threshold_rate`: Adam's step size for s. `sparsity`: weight of the sparsity term at first; it grows `growth`-fold an epoch, step by step, until the budget
-    is reached. `floor`: the share of a column's values (each row counted as often as training meets it) or of a row's
-    values under which it counts as dropped. `max_steps` bounds the search.
+    so s is held at or above it. `threshold_rate`: Adam's step size for s. `sparsity`: weight of the sparsity term at
+    first; it grows `growth`-fold an epoch, step by step, until the budget is reached. `floor`: the share of a column's
+    values (each row counted as often as training meets it) or of a row's values under which it counts as dropped.
+    `max_steps` bounds the search.
     """
 
     start: float = -7.0
