@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.search import registry
 from narrowcast.components.search.run import SearchConfig, search_plan
-from narrowcast.components.train import heads
+from narrowcast.components.train import heads, histories
+from narrowcast.components.train.checkpoint import load_checkpoint
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.run import TrainConfig, train_full
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import read_json
 
 TEXT = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
@@ -29,7 +32,8 @@ def block(heading: str, language: str) -> str:
 @pytest.fixture
 def added(tmp_path):
     """Load a recipe's code from a file, and forget what it registered afterwards."""
-    known_heads, known_methods = dict(heads.HEADS), dict(registry.METHODS)
+    registries = (heads.HEADS, histories.HISTORIES, registry.METHODS)
+    known = [set(table) for table in registries]
 
     def load(heading: str) -> None:
         path = tmp_path / "recipe.py"
@@ -40,8 +44,8 @@ def added(tmp_path):
         spec.loader.exec_module(module)
 
     yield load
-    for table, known in ((heads.HEADS, known_heads), (registry.METHODS, known_methods)):
-        for key in set(table) - set(known):
+    for table, before in zip(registries, known, strict=True):
+        for key in set(table) - before:
             del table[key]
 
 
@@ -58,6 +62,23 @@ def test_add_a_model(added, tiny_encoded, tmp_path):
     )
     train_full(str(tiny_encoded), config, str(tmp_path / "model"), width=8, inner_width=0)
     assert read_json(tmp_path / "model" / "metrics.json")["validation"]["auc"] > 0.6
+
+
+def test_add_a_history_encoder(added, tiny_encoded, tmp_path):
+    added("Add a history encoder")
+    encoder = histories.build_history(histories.history_config("recent", {"half_life": 1}), 1)
+    rows_BLD = torch.tensor([[[7.0], [14.0], [28.0], [99.0]], [[5.0], [99.0], [99.0], [99.0]], [[99.0]] * 4])
+    valid_BL = torch.arange(4) < torch.tensor([[3], [1], [0]])
+    token_BD = encoder(rows_BLD, valid_BL, torch.zeros(3, 1))
+    torch.testing.assert_close(token_BD, torch.tensor([[1 + 4 + 16.0], [5.0], [0.0]]))  # shares 1/7, 2/7 and 4/7
+    with pytest.raises(NarrowcastError, match=r"half_life is 0\.0: must be greater than 0"):
+        ModelConfig(history="recent", history_settings={"half_life": 0})
+    model = ModelConfig(history="recent", history_settings={"half_life": 3.0})
+    config = TrainConfig(model=model, epochs=3, batch_size=128, learning_rate=0.01)
+    train_full(str(tiny_encoded), config, str(tmp_path / "model"), width=8, inner_width=0)
+    assert read_json(tmp_path / "model" / "metrics.json")["validation"]["auc"] > 0.6
+    trained = load_checkpoint(tmp_path / "model")
+    assert (type(trained.scorer.history).__name__, trained.scorer.history.half_life) == ("Recent", 3.0)
 
 
 def test_add_a_search_method(added, tiny_encoded, tmp_path):
