@@ -27,9 +27,12 @@ from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.precision import MOST_AUC_LOSS, PRECISIONS, computing, demand_precision
 from narrowcast.components.train.predict import predict
 from narrowcast.components.train.schedule import SCHEDULES, rate_factor
+from narrowcast.components.train.scorer import Scorer
 from narrowcast.components.train.state import TrainState
 from narrowcast.components.train.workers import ALONE, Workers
 from narrowcast.errors import NarrowcastError, nearest
+
+TABLES = ("local", "torchrec")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,8 @@ class TrainConfig:
     bfloat16 computes the forward pass in it until validation says no. `accumulate`: parts in which a step's rows are
     computed, for less memory. `deterministic` false uses all cores and the fastest kernels, and bits may differ.
     `min_workers`, where given: training goes on with as few workers as that when machines are gone for good.
+    `tables`: local, every worker has the whole of them; or torchrec, their rows lie spread over the workers (see
+    `torchrec_tables.py`), which needs rowwise_adagrad; what trains without workers has them whole.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -60,6 +65,7 @@ class TrainConfig:
     accumulate: int = 1
     deterministic: bool = True
     patience: int = 2
+    tables: str = "local"
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "num_workers": 0, "min_workers": 0, "seed": 0, "patience": 1}
@@ -83,9 +89,18 @@ class TrainConfig:
                 f"min_workers is {self.min_workers}: must be at most num_workers, which is {self.num_workers}"
             )
         known = {"table_optimiser": tuple(TABLE_OPTIMISERS), "schedule": tuple(SCHEDULES), "precision": PRECISIONS}
+        known["tables"] = TABLES
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise NarrowcastError(f"{name} is '{getattr(self, name)}'; {nearest(getattr(self, name), values)}")
+        if self.tables == "torchrec" and self.table_optimiser != "rowwise_adagrad":
+            raise NarrowcastError(
+                f"table_optimiser is {self.table_optimiser}: tables sharded by TorchRec need rowwise_adagrad"
+            )
+        if self.tables == "torchrec" and self.accumulate > 1:
+            raise NarrowcastError(
+                f"accumulate is {self.accumulate}: tables sharded by TorchRec move in every backward pass; set it to 1"
+            )
 
 
 def fit(
@@ -118,7 +133,7 @@ def fit(
             started = time.monotonic()
             train_logloss = train_epoch(state, train, config, workers)
             rows_per_second = len(train) / (time.monotonic() - started)
-            probability_B = predict_together(state.model, validation, workers)
+            probability_B = predict(state.model, validation, workers=workers)
             validation_logloss = logloss(validation.label_B, probability_B)
             demand_finite(validation_logloss, state, config)
             state.end_epoch(
@@ -183,7 +198,8 @@ def parts(batch: Batch, label_B: NDArray[np.uint8], number: int) -> Iterator[tup
 
 def penalty(model: nn.Module) -> Tensor | float:
     """What the model's head adds to the loss of a step, see `heads/registry.py`."""
-    own = getattr(model.scorer.head, "penalty", None) if isinstance(model, CTRModel) else None
+    scorer = getattr(model, "scorer", None)
+    own = getattr(scorer.head, "penalty", None) if isinstance(scorer, Scorer) else None
     value: Tensor | float = own() if own else 0.0
     return value
 
@@ -191,7 +207,7 @@ def penalty(model: nn.Module) -> Tensor | float:
 def guard_precision(state: TrainState, validation: Split, workers: Workers, tell: Callable[[str], None]) -> None:
     """Go back to float32 where the AUC on validation is lower in the training's precision, on the same weights."""
     with computing(state.precision, state.device):
-        probability_B = predict_together(state.model, validation, workers)
+        probability_B = predict(state.model, validation, workers=workers)
     loss = state.curves[-1]["validation_auc"] - auc(validation.label_B, probability_B)
     if not loss <= MOST_AUC_LOSS:
         tell(f"{state.precision} lowers the AUC on validation by {loss:.4f}: training goes on in float32")
@@ -217,20 +233,6 @@ def shuffled_batches(
         rows = np.sort(order[start : start + config.batch_size])
         share = rows[workers.rank :: workers.size]
         yield split.inputs.take(share), np.asarray(split.label_B[share]), len(rows)
-
-
-def predict_together(model: nn.Module, split: Split, workers: Workers = ALONE) -> NDArray[np.float32]:
-    """Probabilities of all rows, on every worker, each worker computing a stretch of them."""
-    bounds = np.linspace(0, len(split), workers.size + 1).astype(int)
-    mine = slice(bounds[workers.rank], bounds[workers.rank + 1])
-    part = Split(
-        inputs=split.inputs.take(mine),
-        label_B=split.label_B[mine],
-        row_id_B=split.row_id_B[mine],
-        time_B=split.time_B[mine],
-        group_B=split.group_B[mine],
-    )
-    return workers.concatenate(predict(model, part), np.diff(bounds).tolist())
 
 
 def optimisers(model: nn.Module, config: TrainConfig) -> Optimisers:

@@ -72,6 +72,11 @@ class TablePlan:
     def kept_rows(self) -> int:
         return self.blocks[-1].stop
 
+    def is_plain(self, width: int) -> bool:
+        """Whether every kept row is trained as its `width` values, with nothing left out or folded."""
+        columns = tuple(range(width))
+        return not self.projection and not self.inner_width and all(block.columns == columns for block in self.blocks)
+
     def stored_bytes(self, width: int) -> int:
         """Data bytes of the packed table; `width` is the model's D."""
         lift = 4 * self.projection * width if self.projection is not None else 0

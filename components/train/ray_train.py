@@ -47,8 +47,13 @@ def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
     A worker that dies restarts all of them from the last epoch's checkpoint, which changes no bit of the outcome. With
     `config.min_workers`, workers for which no machine is left do not hold the others up: those go on alone, which is
     the same training up to rounding and dropout; and Ray starts more again once there is room.
-    Raises NarrowcastError for bad data, and when the workers die more than `MAX_FAILURES` times.
+    Raises NarrowcastError for bad data, where `tables` is torchrec and cannot be, and when the workers die more than
+    `MAX_FAILURES` times.
     """
+    if config.tables == "torchrec":
+        from narrowcast.components.train.torchrec_tables import demand_plain
+
+        demand_plain(data.layout, plan)
     folder = Path(tempfile.mkdtemp(prefix="narrowcast-train-"))
     job = Job(encoded=str(data.directory.resolve()), folder=str(folder), plan=plan, config=config)
     try:
@@ -87,30 +92,54 @@ def _work(settings: dict[str, Job]) -> None:
     job = settings["job"]
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), size=context.get_world_size())
-    data = EncodedData(job.encoded)
-    state = _fresh_state(data, job, get_device())
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as directory:
-            state.load(Path(directory))
-        state.resumed_from_epoch = state.epoch
 
     def tell(line: str) -> None:
         with (Path(job.folder) / PROGRESS).open("a") as stream:
             stream.write(line + "\n")
 
     def report(state: TrainState) -> None:
-        if workers.rank:
+        whole = _whole(state, job.config)
+        if workers.rank or whole is None:
             ray.train.report({})
             return
         with tempfile.TemporaryDirectory() as directory:
-            state.save(Path(directory))
-            ray.train.report(dict(state.curves[-1]), checkpoint=Checkpoint.from_directory(directory))
+            whole.save(Path(directory))
+            ray.train.report(dict(whole.curves[-1]), checkpoint=Checkpoint.from_directory(directory))
 
+    data = EncodedData(job.encoded)
+    state = _state(data, job, get_device())
     try:
         fit(data, job.plan, job.config, state=state, workers=workers, on_epoch=report, tell=tell)
     except NarrowcastError as error:  # starting again would end the same way
         (Path(job.folder) / REFUSAL).write_text(str(error))
+
+
+def _state(data: EncodedData, job: Job, device: torch.device) -> TrainState:
+    """Before the first step, or where the workers before these have come to."""
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as directory:
+        if job.config.tables == "torchrec":
+            from narrowcast.components.train.torchrec_state import load_shards, sharded_state
+
+            state = sharded_state(data.layout, job.plan, job.config, device)
+            if directory:
+                load_shards(state, Path(directory))
+        else:
+            state = _fresh_state(data, job, device)
+            if directory:
+                state.load(Path(directory))
+    if directory:
+        state.resumed_from_epoch = state.epoch
+    return state
+
+
+def _whole(state: TrainState, config: TrainConfig) -> TrainState | None:
+    """`state` as an ordinary training's, where tables lie spread over the workers for the first of them alone."""
+    if config.tables == "local":
+        return state
+    from narrowcast.components.train.torchrec_state import gathered_state
+
+    return gathered_state(state, config)
 
 
 def _fresh_state(data: EncodedData, job: Job, device: torch.device) -> TrainState:

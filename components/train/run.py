@@ -40,8 +40,15 @@ def train_full(encoded: str | Path, config: TrainConfig, target: str | Path, *, 
 
 
 def train_from_plan(encoded: str | Path, plan_directory: str | Path, config: TrainConfig, target: str | Path) -> None:
-    """Train a model from its initial values on the tables of the plan in `plan_directory`; else as `train_full`."""
-    _train("retrain", EncodedData(encoded), Plan.load(Path(plan_directory) / "plan.json"), config, target)
+    """Train a model from its initial values on the tables of the plan in `plan_directory`; else as `train_full`.
+
+    Tables that TorchRec has no like of are trained whole on every worker, whatever `config.tables` is.
+    """
+    plan = Plan.load(Path(plan_directory) / "plan.json")
+    if config.tables == "torchrec" and not all(table.is_plain(plan.width) for table in plan.tables.values()):
+        print("the plan's tables have columns left out or a projection: every worker has the whole of them")
+        config = replace(config, tables="local")
+    _train("retrain", EncodedData(encoded), plan, config, target)
 
 
 def _train(step: str, data: EncodedData, plan: Plan, config: TrainConfig, target: str | Path) -> None:
@@ -49,6 +56,8 @@ def _train(step: str, data: EncodedData, plan: Plan, config: TrainConfig, target
         from narrowcast.components.train.ray_train import ray_fit
 
         state = ray_fit(data, plan, config)
+    elif config.tables == "torchrec":
+        raise NarrowcastError("tables is torchrec, which spreads them over workers: set num_workers to at least 1")
     else:
         state = fit(data, plan, config)
     model = state.model

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from narrowcast.components.train.optimisers import Optimisers
 from narrowcast.records import read_json, write_json
 
+TENSORS, PROGRESS = "state.safetensors", "state.json"
+
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
@@ -57,28 +59,32 @@ class TrainState:
         self.model.load_state_dict(self.best_values)
 
     def save(self, directory: Path) -> None:
-        """Write everything that going on needs: `state.safetensors` and `state.json`."""
+        """Write everything that going on needs: `TENSORS` and `PROGRESS`."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best_values.items()}
         tensors |= {f"optimisers.{name}": value for name, value in self.optimisers.tensors().items()}
         save_file(
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-            directory / "state.safetensors",
+            directory / TENSORS,
         )
         write_json(
-            directory / "state.json",
+            directory / PROGRESS,
             {"curves": self.curves, "precision": self.precision, "resumed_from_epoch": self.resumed_from_epoch},
         )
 
     def load(self, directory: Path) -> None:
         """Take on what `save` wrote, from the same kind of model and optimiser."""
-        tensors = load_file(directory / "state.safetensors")
-        progress = read_json(directory / "state.json")
-        self.curves, self.precision = progress["curves"], progress["precision"]
-        self.resumed_from_epoch = progress["resumed_from_epoch"]
+        self.load_progress(directory)
+        tensors = load_file(directory / TENSORS)
         self.model.load_state_dict(_under("model.", tensors))
         self.best_values = _under("best.", tensors)
         self.optimisers.load_tensors(_under("optimisers.", tensors))
+
+    def load_progress(self, directory: Path) -> None:
+        """Of what `save` wrote, all but the tensors."""
+        progress = read_json(directory / PROGRESS)
+        self.curves, self.precision = progress["curves"], progress["precision"]
+        self.resumed_from_epoch = progress["resumed_from_epoch"]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ it knows of shards; that model, and while training begins the largest table, mus
 Shape letters: B rows, F categorical fields, L sequence length, n ids, D width, R rows of a table, r of them here.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,12 +18,11 @@ from torch import Tensor, nn
 
 from narrowcast.components.data.encoded import Layout
 from narrowcast.components.train.config import ModelConfig
-from narrowcast.components.train.fit import TrainConfig
+from narrowcast.components.train.embedding import table_generator
 from narrowcast.components.train.model import CTRModel
-from narrowcast.components.train.optimisers import EPSILON, Optimisers
-from narrowcast.components.train.plan import Plan, TablePlan
+from narrowcast.components.train.optimisers import EPSILON
+from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.scorer import Found, seeded_scorer, valid_elements
-from narrowcast.components.train.state import TrainState
 from narrowcast.components.train.tables import TableGroup
 from narrowcast.errors import NarrowcastError
 
@@ -45,6 +45,8 @@ except ImportError as error:
 
 ROW_WISE_FROM = 100_000
 """Tables of as many rows are divided over all workers; smaller ones lie whole on one, which costs fewer messages."""
+WHOLE = "embedding.groups.0.weight_Rk"
+"""All tables of an ordinary model: plain ones have one form, so they are one group."""
 SHARD = "shard_"
 """Keeps a table's name from clashing with an attribute of the module."""
 
@@ -73,8 +75,7 @@ class ShardedModel(nn.Module):
         row_wise_from: int = ROW_WISE_FROM,
     ) -> None:
         super().__init__()
-        for name in layout.table_rows:
-            _demand_plain(name, plan.table(name), plan.width)
+        demand_plain(layout, plan)
         self.layout, self.plan, self.config, self.seed = layout, plan, config, seed
         self.scorer = seeded_scorer(layout, plan.width, config, seed).to(device)
         optimiser = {
@@ -88,10 +89,14 @@ class ShardedModel(nn.Module):
         # In a tuple, lest the tables' parameters count as ordinary ones.
         self._tables = (tables,)
         self.row_optimiser = RowOptimiser(tables.fused_optimizer)
+        kept = [plan.table(name).kept_rows for name in layout.table_rows]
+        starts = dict(zip(layout.table_rows, itertools.accumulate(kept, initial=0), strict=False))
+        self.first_row: dict[str, int] = {}
         for name, shard_rD, offset in _shards(tables.state_dict()):
-            whole_RD = _initial_values(layout, plan, seed, name)
+            whole_RD = _initial_values(layout, plan, seed, config.init_std, name)
             shard_rD.copy_(whole_RD[offset : offset + len(shard_rD)])
             self.register_buffer(SHARD + name, shard_rD)
+            self.first_row[name] = starts[name] + offset
 
     def forward(self, ids_BF: Tensor, dense_BN: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
         """Logits, B."""
@@ -121,17 +126,32 @@ class ShardedModel(nn.Module):
     def gathered(self) -> CTRModel | None:
         """The ordinary model with these values, on the CPU, for the first worker; None for the others, who must call
         this too."""
-        first = dist.get_rank() == 0
-        model = CTRModel(self.layout, self.plan, self.config, self.seed) if first else None
-        with torch.no_grad():
-            for key, tensor_RD in self._tables[0].state_dict().items():
-                whole_RD = torch.empty(tensor_RD.size(), device=self._tables[0].device) if first else None
-                tensor_RD.gather(0, whole_RD)
-                if model and whole_RD is not None:
-                    model.embedding.tables[_table(key)].weight_Rk.copy_(whole_RD)
-        if model:
-            model.scorer.load_state_dict(self.scorer.state_dict())
+        values = self.gathered_values(self.state_dict())
+        if values is None:
+            return None
+        model = CTRModel(self.layout, self.plan, self.config, self.seed)
+        model.load_state_dict(values)
         return model
+
+    def gathered_values(self, values: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Of every worker's `state_dict` the ordinary model's; as `gathered`, for the first worker."""
+        shards = {name.removeprefix(SHARD): value for name, value in values.items() if name.startswith(SHARD)}
+        rows_RD = self.gathered_rows(shards)
+        scorer = {name: value.cpu() for name, value in values.items() if not name.startswith(SHARD)}
+        return None if rows_RD is None else {WHOLE: rows_RD, **scorer}
+
+    def gathered_rows(self, shards: Mapping[str, Tensor]) -> Tensor | None:
+        """Of what every worker has for its rows, by table, that of all tables' rows one after another, in the layout's
+        order; as `gathered`, for the first worker."""
+        first, size = dist.get_rank() == 0, dist.get_world_size()
+        found: list[Tensor] = []
+        for name in self.layout.table_rows:
+            mine = (self.first_row[name], shards[name].cpu()) if name in shards else None
+            theirs: list[Any] | None = [None] * size if first else None
+            dist.gather_object(mine, theirs)
+            parts = sorted((part for part in theirs or () if part), key=lambda part: part[0])
+            found += [rows for _, rows in parts]
+        return torch.cat(found) if first else None
 
 
 class RowOptimiser:
@@ -154,56 +174,38 @@ class RowOptimiser:
     def step(self) -> None:
         pass
 
+    def sums(self) -> dict[str, Tensor]:
+        """The accumulators (r) of this worker's rows, by table."""
+        return {
+            _table(key): sum_r
+            for key, states in sorted(self._fused.state_dict()["state"].items())
+            for _, sum_r, _ in _shards(states)
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """`state`: by a number, `sum`, the accumulators (r) of this worker's rows of a table."""
-        return {"state": {i: {"sum": sum_r} for i, sum_r in enumerate(self._sums())}}
+        """`state`: by a number, `sum`, the accumulators of a table."""
+        return {"state": {i: {"sum": sum_r} for i, sum_r in enumerate(self.sums().values())}}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for i, sum_r in enumerate(self._sums()):
+        for i, sum_r in enumerate(self.sums().values()):
             sum_r.copy_(state["state"][i]["sum"])
 
-    def _sums(self) -> Iterator[Tensor]:
-        for _, states in sorted(self._fused.state_dict()["state"].items()):
-            for _, sum_r, _ in _shards(states):
-                yield sum_r
+
+def demand_plain(layout: Layout, plan: Plan) -> None:
+    """Raises NarrowcastError for a plan with a table that TorchRec has no like of."""
+    for name in layout.table_rows:
+        if not plan.table(name).is_plain(plan.width):
+            raise NarrowcastError(
+                f"table '{name}' of the plan has a projection, an inner width or columns left out, which tables "
+                "sharded by TorchRec cannot have: train this plan with training.tables=local"
+            )
 
 
-def sharded_state(layout: Layout, plan: Plan, config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
-    """Before the first step of `fit`; every worker calls this. A saved state is one worker's own and goes back to it.
-
-    Raises NarrowcastError for a plan as `ShardedModel` does, and for settings that fused steps do not allow.
-    """
-    if config.table_optimiser != "rowwise_adagrad":
-        raise NarrowcastError(
-            f"table_optimiser is {config.table_optimiser}: tables sharded by TorchRec need rowwise_adagrad"
-        )
-    if config.accumulate > 1:
-        raise NarrowcastError(
-            f"accumulate is {config.accumulate}: tables sharded by TorchRec move in every backward pass; set it to 1"
-        )
-    rate = config.table_learning_rate or config.learning_rate
-    model = ShardedModel(
-        layout, plan, config.model, config.seed, learning_rate=rate, weight_decay=config.weight_decay, device=device
-    )
-    dense = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    optimisers = Optimisers(tables=model.row_optimiser, dense=dense)  # type: ignore[arg-type]
-    return TrainState(model=model, optimisers=optimisers, precision=config.precision)
-
-
-def _demand_plain(name: str, table: TablePlan, width: int) -> None:
-    columns = tuple(range(width))
-    if table.projection or table.inner_width or any(block.columns != columns for block in table.blocks):
-        raise NarrowcastError(
-            f"table '{name}' of the plan has a projection, an inner width or columns left out, which tables sharded by "
-            "TorchRec cannot have: train this plan with training.tables=local"
-        )
-
-
-def _initial_values(layout: Layout, plan: Plan, seed: int, table: str) -> Tensor:
+def _initial_values(layout: Layout, plan: Plan, seed: int, init_std: float, table: str) -> Tensor:
     """A table as the ordinary model draws it, R x D."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + list(layout.table_rows).index(table))
-    return TableGroup([plan.table(table)], plan.width, [generator]).weight_Rk.detach()
+    generator = table_generator(layout, table, seed)
+    return TableGroup([plan.table(table)], plan.width, [generator], init_std).weight_Rk.detach()
 
 
 def _collection(layout: Layout, plan: Plan) -> EmbeddingCollection:
