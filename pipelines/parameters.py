@@ -105,6 +105,27 @@ def complete(values: Mapping[str, Any], *, home: Path, root: Path, champion: str
     }
 
 
+def refuse_early(values: Mapping[str, Any]) -> None:
+    """Raise NarrowcastError at once for what the training and search steps would refuse after the steps before them.
+
+    What only the data can tell is left to the steps. Loads torch.
+    """
+    from narrowcast.components.search.budget import parse_budget
+    from narrowcast.components.search.run import SearchConfig, trials_of
+    from narrowcast.components.train.plan import full_plan
+    from narrowcast.components.train.run import train_config
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: values[name] for name in names}
+
+    trained = some("epochs", "batch_size", "learning_rate", "num_workers", "seed")
+    training = train_config(values["backbone"], values["model"], values["training"], **trained)
+    searched = some("width", "inner_width", "method", "budget", "bits", "num_trials", "num_workers")
+    trials_of(SearchConfig(training=training, **searched))
+    full = full_plan({"any": 1}, values["width"], inner_width=values["inner_width"] or None)
+    parse_budget(values["budget"], full.full_bytes())
+
+
 def remote_address(given: str, root: Path) -> str:
     """Address of the DVC remote: the one given (a folder counts from `root`), else the checkout's default."""
     from narrowcast.components.data.versions import default_remote

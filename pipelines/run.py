@@ -20,8 +20,10 @@ from narrowcast.records import digest, read_json, write_json
 def run(values: dict[str, Any], *, root: Path, console: Console, use_cache: bool = True) -> manifest.Run:
     """Run the training pipeline on this machine and write its manifest. `values` as `parameters.load` gives them.
 
-    Raises NarrowcastError with the failed step's sentence, after the manifest of the failed run is written.
+    Raises NarrowcastError with the failed step's sentence, after the manifest of the failed run is written; and before
+    any step for parameters that no data could make right.
     """
+    parameters.refuse_early(values)
     home = parameters.home_folder(root).resolve()
     arguments = parameters.complete(values, home=home, root=root)
     arguments["champion"] = _champion(arguments, home)

@@ -51,7 +51,7 @@ def search_plan(encoded: str | Path, config: SearchConfig, target: str | Path) -
     """
     data = EncodedData(encoded)
     problem = problem_of(data, config)
-    trials, references = trials_of(problem, config), references_of(problem)
+    trials, references = trials_of(config), references_of(problem)
     outcomes = run_all(problem, config, [*trials, *references])
     tried = [_row(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=False)]
     compared = [_row(trial, outcome) for trial, outcome in zip(references, outcomes[len(trials) :], strict=True)]
@@ -108,7 +108,8 @@ def problem_of(data: EncodedData, config: SearchConfig) -> Problem:
     return problem
 
 
-def trials_of(problem: Problem, config: SearchConfig) -> list[Trial]:
+def trials_of(config: SearchConfig) -> list[Trial]:
+    """Raises NarrowcastError for more trials than the method has settings."""
     settings = find_method(config.method).settings(config.num_trials)
     if len(settings) < config.num_trials:
         raise NarrowcastError(

@@ -1,7 +1,7 @@
 import pytest
 
 from narrowcast.errors import NarrowcastError
-from narrowcast.pipelines.parameters import load
+from narrowcast.pipelines.parameters import load, refuse_early
 
 
 @pytest.fixture
@@ -34,6 +34,33 @@ def test_defaults_file_and_changes_in_this_order(params):
 def test_bad_parameters_are_one_sentence(params, changes, sentence):
     with pytest.raises(NarrowcastError, match=sentence):
         load(params, changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"backbone": "deepmf"}, "no model named 'deepmf': did you mean 'deepfm'"),
+        ({"backbone": "adrec", "model.settings.attention_width": "9"}, "attention_width is 9: give a multiple"),
+        ({"backbone": "finalmlp", "model.settings.num_heads": "3"}, "num_heads of finalmlp is 3, which"),
+        ({"model.history": "append", "model.history_settings.model_width": "5"}, "model_width is 5, which 2 heads"),
+        ({"training.schedule": "cosin"}, "schedule is 'cosin'; did you mean 'cosine'"),
+        ({"batch_size": "0"}, "batch_size is 0"),
+        ({"inner_width": "-1"}, "inner_width is -1"),
+        ({"width": "257"}, "width 257 must be 1 to 256"),
+        ({"method": "pepp"}, "did you mean 'pep'"),
+        ({"bits": "7"}, "bits is 7"),
+        ({"num_trials": "99"}, "set num_trials to at most"),
+        ({"budget": "2/1"}, "budget '2/1' is neither a size nor a ratio"),
+    ],
+)
+def test_what_no_data_could_make_right_is_refused_before_any_step(params, changes, sentence):
+    values = load(params, changes)
+    with pytest.raises(NarrowcastError, match=sentence):
+        refuse_early(values)
+
+
+def test_what_may_be_right_passes(params):
+    refuse_early(load(params, {"model.settings": "{}", "training.min_workers": "1", "inner_width": "32"}))
 
 
 def test_a_missing_parameter_is_named(tmp_path):
