@@ -16,17 +16,29 @@ from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.optimisers import Optimisers
 from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.state import TENSORS, TrainState
-from narrowcast.components.train.torchrec_tables import SHARD, WHOLE, ShardedModel
+from narrowcast.components.train.torchrec_tables import ROW_WISE_FROM, SHARD, WHOLE, ShardedModel
 
 SUMS = "tables.0.sum"
 """All accumulators among the tensors of an ordinary training's optimisers."""
 
 
-def sharded_state(layout: Layout, plan: Plan, config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
+def sharded_state(
+    layout: Layout,
+    plan: Plan,
+    config: TrainConfig,
+    device: torch.device | str = "cpu",
+    row_wise_from: int = ROW_WISE_FROM,
+) -> TrainState:
     """Before the first step of `fit`; every worker calls this. Raises NarrowcastError for a plan as `ShardedModel`."""
-    rate = config.table_learning_rate or config.learning_rate
     model = ShardedModel(
-        layout, plan, config.model, config.seed, learning_rate=rate, weight_decay=config.weight_decay, device=device
+        layout,
+        plan,
+        config.model,
+        config.seed,
+        learning_rate=config.table_learning_rate or config.learning_rate,
+        weight_decay=config.weight_decay,
+        device=device,
+        row_wise_from=row_wise_from,
     )
     dense = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     optimisers = Optimisers(tables=model.row_optimiser, dense=dense)  # type: ignore[arg-type]

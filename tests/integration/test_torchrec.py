@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from narrowcast.components.data.encoded import PAD, Batch, Layout
+from narrowcast.components.data.encoded import PAD, Batch, EncodedData, Layout
 from narrowcast.components.train.checkpoint import load_checkpoint, save_checkpoint
 from narrowcast.components.train.config import ModelConfig
+from narrowcast.components.train.fit import TrainConfig, fresh_state
 from narrowcast.components.train.model import CTRModel, to_tensors
-from narrowcast.components.train.optimisers import RowWiseAdagrad
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
+from narrowcast.components.train.run import train_from_plan, train_full
 from narrowcast.components.train.workers import ALONE, Workers
 from narrowcast.errors import NarrowcastError
 
@@ -49,6 +51,15 @@ PLAN = Plan(  # of the users, only the first 40 have rows
     },
 )
 CONFIG = ModelConfig(hidden=(8,), history="din")
+TRAINING = TrainConfig(
+    model=CONFIG,
+    seed=3,
+    table_optimiser="rowwise_adagrad",
+    learning_rate=RATE,
+    weight_decay=WEIGHT_DECAY,
+    num_workers=SIZE,
+    tables="torchrec",
+)
 CASES = {
     "row-wise": {"row_wise_from": 1, "stop_at": 0},
     "table-wise": {"row_wise_from": 1000, "stop_at": 0},
@@ -74,12 +85,9 @@ def batches():
         yield batch, rng.integers(0, 2, rows).astype(np.float32)
 
 
-def optimisers_of(model):
-    """Of a model's tables, and of the rest."""
-    if isinstance(model, CTRModel):
-        tables = RowWiseAdagrad(model.embedding.parameters(), RATE, WEIGHT_DECAY)
-        return tables, torch.optim.Adam(model.scorer.parameters(), lr=RATE)
-    return model.row_optimiser, torch.optim.Adam(model.parameters(), lr=RATE)
+def parts_of(state):
+    """The optimiser of a model's tables, and that of the rest."""
+    return state.optimisers.tables, state.optimisers.dense
 
 
 def train(model, steps, start, optimisers, workers=ALONE):
@@ -112,24 +120,34 @@ def work(rank, folder):
 
 
 def work_on(folder, workers, *, row_wise_from, stop_at):
-    """With `stop_at` it goes on after that step as a new model that was told the state."""
-    from narrowcast.components.train.torchrec_tables import ShardedModel
+    """With `stop_at` it goes on after that step as a new model, from what an ordinary training saved."""
+    from narrowcast.components.train.torchrec_state import gathered_state, load_shards, sharded_state
 
     def fresh():
-        model = ShardedModel(
-            LAYOUT, PLAN, CONFIG, 3, learning_rate=RATE, weight_decay=WEIGHT_DECAY, row_wise_from=row_wise_from
-        )
-        return model, *optimisers_of(model)
+        return sharded_state(LAYOUT, PLAN, TRAINING, row_wise_from=row_wise_from)
 
     steps = list(batches())
-    model, *optimisers = fresh()
+    state = fresh()
     if stop_at:
-        train(model, steps[:stop_at], 0, optimisers, workers)
-        states = folder / f"{workers.rank}.pt"
-        torch.save([part.state_dict() for part in (model, *optimisers)], states)
-        model, *optimisers = fresh()
-        for part, state in zip((model, *optimisers), torch.load(states), strict=True):
-            part.load_state_dict(state)
+        train(state.model, steps[:stop_at], 0, parts_of(state), workers)
+        state.end_epoch(validation_auc=0.5)
+        train(state.model, steps[: stop_at + 1], stop_at, parts_of(state), workers)  # lest the best be the last
+        state.end_epoch(validation_auc=0.4)
+        whole = gathered_state(state, TRAINING)
+        if whole:
+            whole.save(folder)
+        dist.barrier()
+        before, state = state, fresh()
+        load_shards(state, folder)
+        assert state.curves == before.curves
+        for loaded, saved in (
+            (state.model.state_dict(), before.model.state_dict()),
+            (state.best_values, before.best_values),
+            (state.optimisers.tensors(), before.optimisers.tensors()),
+        ):
+            torch.testing.assert_close(loaded, saved, rtol=0, atol=0)
+    model, optimisers = state.model, parts_of(state)
+    stop_at += bool(stop_at)
     train(model, steps, stop_at, optimisers, workers)
     whole = model.gathered()
     with torch.no_grad():
@@ -174,9 +192,9 @@ def sharded(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained():
     """Whole tables in one process, after the same steps."""
-    model = CTRModel(LAYOUT, PLAN, CONFIG, 3)
-    train(model, list(batches()), 0, optimisers_of(model))
-    return model
+    state = fresh_state(CTRModel(LAYOUT, PLAN, CONFIG, TRAINING.seed), TRAINING)
+    train(state.model, list(batches()), 0, parts_of(state))
+    return state.model
 
 
 @needs_torchrec
@@ -226,6 +244,48 @@ def test_tables_that_are_not_plain_are_refused(table):
     plan = Plan(width=WIDTH, tables={**PLAN.tables, "user": table})
     with pytest.raises(NarrowcastError, match="table 'user' of the plan has"):
         ShardedModel(LAYOUT, plan, CONFIG, 0, learning_rate=RATE)
+
+
+@needs_torchrec
+@pytest.mark.slow
+def test_ray_trains_sharded_tables_as_whole_ones(tiny_encoded):
+    """Without decay: padding reads row 0 of a whole table alone, and what is read decays."""
+    from narrowcast.components.train.ray_session import ray_session
+    from narrowcast.components.train.ray_train import ray_fit
+
+    data = EncodedData(tiny_encoded)
+    plan = full_plan(data.layout.table_rows, WIDTH)
+    model = ModelConfig(backbone="adrec", hidden=(16,), settings={"mask": "learned", "mask_penalty": 0.1})
+    config = replace(TRAINING, model=model, epochs=3, patience=3, batch_size=128, weight_decay=0.0, learning_rate=0.01)
+    with ray_session(SIZE):
+        local, sharded = (ray_fit(data, plan, replace(config, tables=tables)) for tables in ("local", "torchrec"))
+    assert [sorted(entry) for entry in sharded.curves] == [sorted(entry) for entry in local.curves]
+    for found, expected in zip(sharded.curves, local.curves, strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert local.best["validation_auc"] > 0.55
+    assert type(sharded.model) is CTRModel
+    for name, value in local.model.state_dict().items():
+        torch.testing.assert_close(sharded.model.state_dict()[name], value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"table_optimiser": "lazy_adam"}, "need rowwise_adagrad"), ({"accumulate": 2}, "set it to 1")],
+)
+def test_settings_that_fused_steps_do_not_allow_are_sentences(change, said):
+    with pytest.raises(NarrowcastError, match=said):
+        replace(TRAINING, **change)
+
+
+def test_a_training_without_workers_and_a_plan_that_is_not_plain(tiny_encoded, tmp_path, capsys):
+    """The first is refused; the second has whole tables and says so."""
+    config = replace(TRAINING, num_workers=0, epochs=1)
+    with pytest.raises(NarrowcastError, match="set num_workers to at least 1"):
+        train_full(tiny_encoded, config, tmp_path / "model", width=WIDTH, inner_width=0)
+    layout = EncodedData(tiny_encoded).layout
+    full_plan(layout.table_rows, WIDTH, inner_width=8).save(tmp_path / "plan" / "plan.json")
+    train_from_plan(tiny_encoded, tmp_path / "plan", config, tmp_path / "model")
+    assert "every worker has the whole of them" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(INSTALLED, reason="torchrec is installed")
