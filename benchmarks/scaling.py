@@ -31,6 +31,7 @@ from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.fit import TrainConfig, fit
 from narrowcast.components.train.plan import full_plan
 from narrowcast.components.train.ray_train import ray_fit
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import write_json
 
 NUM_FIELDS = 39
@@ -102,4 +103,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NarrowcastError as error:
+        raise SystemExit(str(error)) from None

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from narrowcast.components.data.encoded import SPLITS, Layout
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import write_json, writing_directory
 
 SHARES = (0.3, 0.24, 0.2, 0.12, 0.08, 0.04, 0.015, 0.005)
@@ -15,9 +16,16 @@ SMALL_ROWS = 50
 
 
 def table_rows(num_ids: int, num_fields: int) -> list[int]:
-    """Rows by table, `num_ids` in total: the large ones of `SHARES`, the others small."""
+    """Rows by table, `num_ids` in total up to rounding: the large ones of `SHARES`, the others small.
+
+    Raises NarrowcastError where the smallest of the large ones would have no row.
+    """
     num_small = num_fields - len(SHARES)
+    assert num_small >= 0
     large = [int(share * (num_ids - num_small * SMALL_ROWS)) for share in SHARES]
+    if large[-1] < 1:
+        least = num_small * SMALL_ROWS + round(1 / SHARES[-1])
+        raise NarrowcastError(f"{num_ids:,} ids are too few for {num_fields} fields: give at least {least:,}")
     return [*large, *[SMALL_ROWS] * num_small]
 
 
