@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
+from libraries import settings
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -112,8 +113,7 @@ def main() -> None:
         f"mean AUC loss {summary['mean_auc_loss']:+.4f} (sd {spread:.4f}), "
         f"at least {summary['least_ratio']:.1f}x fewer bytes"
     )
-    settings = {key: value for key, value in vars(options).items() if not isinstance(value, Path | None)}
-    write_json(options.out, {"settings": settings, "seeds": rows, **summary})
+    write_json(options.out, {"settings": settings(options), "seeds": rows, **summary})
 
 
 if __name__ == "__main__":

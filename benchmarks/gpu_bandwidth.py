@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from libraries import machine, settings
 from options import markdown
 from torch import nn
 
@@ -127,9 +128,8 @@ def main() -> None:
         for result in results
     ]
     print(markdown(["optimiser", "bytes a row", "rows/s", "rows/s at the bandwidth", "ratio"], lines))
-    write_json(
-        options.out, {"settings": {**vars(options), "out": None}, "bytes_per_second": bandwidth, "results": results}
-    )
+    found = {"bytes_per_second": bandwidth, "results": results}
+    write_json(options.out, {"machine": machine(), "settings": settings(options), **found})
 
 
 if __name__ == "__main__":
