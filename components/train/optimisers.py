@@ -51,8 +51,8 @@ class LazyAdam(torch.optim.Optimizer):
 class RowWiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator a row, the mean of its squared gradients: w -= rate g / (sqrt(a) + epsilon).
 
-    After the row-wise Adagrad that DLRM's tables are trained with (arXiv 1906.00091) and that FBGEMM has (arXiv
-    2101.05615). `weight_decay`: L2 penalty on the touched rows (our choice).
+    After the row-wise Adagrad that FBGEMM has and DLRM's tables are trained with (arXiv 2104.05158). `weight_decay`: L2
+    penalty on the touched rows (our choice).
     """
 
     def __init__(self, tables: Iterable[nn.Parameter], rate: float, weight_decay: float = 0.0) -> None:
