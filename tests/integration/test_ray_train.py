@@ -99,7 +99,7 @@ def test_two_workers_repeat_to_the_bit_and_print_their_epochs(undisturbed, tiny_
 
 
 def test_two_workers_compute_what_one_process_does(undisturbed, tiny_encoded, tmp_path):
-    config = replace(CONFIG, dropout=0.0, epochs=2)
+    config = replace(CONFIG, model=replace(CONFIG.model, dropout=0.0), epochs=2)
     train_full(tiny_encoded, config, tmp_path / "two", width=8, inner_width=0)
     train_full(tiny_encoded, replace(config, num_workers=0), tmp_path / "none", width=8, inner_width=0)
     one, two = load_checkpoint(tmp_path / "none").state_dict(), load_checkpoint(tmp_path / "two").state_dict()

@@ -12,8 +12,9 @@ from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train import fit as fit_module
 from narrowcast.components.train.checkpoint import load_checkpoint
 from narrowcast.components.train.config import ModelConfig
-from narrowcast.components.train.fit import TrainConfig, fit, fresh_state, optimisers, shuffled_batches
+from narrowcast.components.train.fit import TrainConfig, fit, fresh_state, optimisers, shuffled_batches, train_epoch
 from narrowcast.components.train.heads import backbones
+from narrowcast.components.train.histories import histories
 from narrowcast.components.train.metrics import all_metrics
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import full_plan
@@ -171,13 +172,30 @@ def test_every_optimiser_and_schedule_learns_and_resumes_to_the_bit(optimiser, s
     assert fit(data, plan, replace(config, schedule="constant", warmup_steps=0), tell=quiet).curves != whole.curves
 
 
-def test_a_batch_in_parts_is_the_batch_up_to_rounding(data):
+@pytest.mark.parametrize(
+    "model",
+    [{"backbone": name} for name in backbones()] + [{"history": name} for name in histories()],
+    ids=lambda model: next(iter(model.values())),
+)
+def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(model, data):
+    """Every row of the data in one step."""
     plan = full_plan(data.layout.table_rows, 8, inner_width=12)
-    config = replace(CONFIG, epochs=1, table_optimiser="rowwise_adagrad")
-    whole, parted = (fit(data, plan, replace(config, accumulate=n), tell=quiet) for n in (1, 3))
-    for name, value in whole.model.state_dict().items():
-        torch.testing.assert_close(parted.model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
-    assert parted.curves[0]["train_logloss"] == pytest.approx(whole.curves[0]["train_logloss"], abs=1e-6)
+
+    def step(number):
+        config = replace(CONFIG, accumulate=number, batch_size=10**6, model=replace(CONFIG.model, **model))
+        state = fresh_state(CTRModel(data.layout, plan, config.model, config.seed), config)
+        loss = train_epoch(state, data.split("train"), config)
+        return loss, {name: parameter.grad for name, parameter in state.model.named_parameters()}
+
+    (loss, gradients), (parted_loss, parted) = step(1), step(3)
+    assert parted_loss == pytest.approx(loss, rel=1e-6)
+    assert any(gradient.is_sparse for gradient in gradients.values() if gradient is not None)
+    for name, gradient in gradients.items():
+        if gradient is None:
+            assert parted[name] is None
+            continue
+        found, expected = parted[name].to_dense(), gradient.to_dense()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_penalty_of_a_head_moves_it_and_stays_out_of_the_curves(data, plan):
@@ -247,6 +265,7 @@ def test_bad_settings_and_bad_data_are_sentences(tiny_encoded, data, plan, tmp_p
         ({"num_workers": 1, "min_workers": 2}, "at most num_workers"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"table_optimiser": "adagrad"}, "rowwise_adagrad"),
+        ({"tables": "torchrek"}, "did you mean 'torchrec'"),
         ({"precision": "float16"}, "did you mean 'bfloat16'"),
         ({"seed": 2**32}, "seed is 4294967296"),
     ):
