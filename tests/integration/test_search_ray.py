@@ -53,7 +53,6 @@ def test_the_best_trial_within_the_budget_wins(tiny_encoded, tmp_path, method, b
         ({"bits": 16}, "bits is 16"),
         ({"num_trials": 0}, "num_trials is 0"),
         ({"num_trials": 99}, "settings to try"),
-        ({"backbone": "deepfn"}, "did you mean 'deepfm'"),
     ],
 )
 def test_bad_settings_are_one_sentence_and_leave_nothing(tiny_encoded, tmp_path, change, said):
