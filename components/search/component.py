@@ -48,9 +48,10 @@ def search(  # type: ignore[no-untyped-def]
         from narrowcast.components.search.run import SearchConfig, search_plan
         from narrowcast.components.train.run import train_config
 
+        alone = {name: value for name, value in training.items() if name != "min_workers"}
         config = SearchConfig(
             training=train_config(
-                backbone, model, training, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+                backbone, model, alone, batch_size=batch_size, learning_rate=learning_rate, seed=seed
             ),
             width=width,
             inner_width=inner_width,

@@ -46,7 +46,13 @@ class ModelConfig:
         return history_config(self.history, self.history_settings)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "hidden": list(self.hidden)}
+        """Each setting in the type that its config has, however it was given: 16 and 16.0 are one."""
+        return {
+            **asdict(self),
+            "hidden": list(self.hidden),
+            "settings": {name: getattr(self.head, name) for name in self.settings},
+            "history_settings": {name: getattr(self.history_encoder, name) for name in self.history_settings},
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str = "the model's settings") -> "ModelConfig":

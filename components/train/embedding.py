@@ -50,17 +50,18 @@ class EmbeddingLayer(nn.Module):
 
     def forward(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Found:
         ids_BF = ids_BF.long()
+        valid_BL = valid_elements(sequences)
         categorical, rows_BLD = [], {}
         for group, lookup in zip(self.groups, self._lookups, strict=True):
-            wanted = lookup.wanted(ids_BF, sequences)
+            wanted = lookup.wanted(ids_BF, sequences, valid_BL)
             rows = group(wanted)
             categorical.append(rows[0])
-            for name, rows_X1D in zip(lookup.sequences, rows[1:], strict=True):
-                rows_BLD[name] = rows_X1D.view(*sequences[name].shape, self.plan.width)
+            for name, rows_n1D in zip(lookup.sequences, rows[1:], strict=True):
+                rows_BLD[name] = padded(rows_n1D.squeeze(1), valid_BL[name])
         rows_BFD = categorical[0] if len(categorical) == 1 else torch.cat(categorical, dim=1)
         if self._order is not None:
             rows_BFD = rows_BFD[:, self._order.to(rows_BFD.device)]
-        return Found(rows_BFD, rows_BLD, valid_elements(sequences))
+        return Found(rows_BFD, rows_BLD, valid_BL)
 
 
 def table_generator(layout: Layout, table: str, seed: int) -> torch.Generator:
@@ -80,25 +81,37 @@ class GroupLookup:
         self.reads_all = len(self.columns) == len(layout.categorical)
         self.table_F = torch.tensor([index[layout.table_of[layout.categorical[i]]] for i in self.columns]).long()
 
-    def wanted(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """First the categorical fields' ids (B x their number), then each sequence's (B L x 1); padding reads row 0."""
+    def wanted(
+        self, ids_BF: Tensor, sequences: Mapping[str, Tensor], valid_BL: Mapping[str, Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """First the categorical fields' ids (B x their number), then each sequence's without padding (n x 1)."""
         device = ids_BF.device
         columns_BF = ids_BF if self.reads_all else ids_BF[:, self.columns]
         found = [(columns_BF, self.table_F.to(device))]
         for field, table in self.sequences.items():
-            ids_X1 = sequences[field].long().clamp(min=0).view(-1, 1)
-            found.append((ids_X1, torch.tensor([table], device=device)))
+            ids_n1 = sequences[field][valid_BL[field]].long().unsqueeze(1)
+            found.append((ids_n1, torch.tensor([table], device=device)))
         return found
 
 
 def look_up(
     layout: Layout, tables: Mapping[str, Callable[[Tensor], Tensor]], ids_BF: Tensor, sequences: Mapping[str, Tensor]
 ) -> Found:
-    """Look every field up in its table; padding reads row 0. What `EmbeddingLayer` does, for tables of any kind.
+    """Look every field up in its table. What `EmbeddingLayer` does, for tables of any kind.
 
     A table maps ids (any shape, int64, all >= 0) to one vector of D values each.
     """
     columns_BF = ids_BF.long()
     found = [tables[layout.table_of[name]](columns_BF[:, i]) for i, name in enumerate(layout.categorical)]
-    rows_BLD = {name: tables[layout.table_of[name]](ids.long().clamp(min=0)) for name, ids in sequences.items()}
-    return Found(torch.stack(found, dim=1), rows_BLD, valid_elements(sequences))
+    valid_BL = valid_elements(sequences)
+    rows_BLD = {
+        name: padded(tables[layout.table_of[name]](ids_BL[valid_BL[name]].long()), valid_BL[name])
+        for name, ids_BL in sequences.items()
+    }
+    rows_BFD = torch.stack(found, dim=1) if found else next(iter(rows_BLD.values()))[:, :0]
+    return Found(rows_BFD, rows_BLD, valid_BL)
+
+
+def padded(rows_nD: Tensor, valid_BL: Tensor) -> Tensor:
+    """The rows of a sequence's elements in their places, B x L x D; zeros at the padding, which is never looked up."""
+    return rows_nD.new_zeros(*valid_BL.shape, rows_nD.shape[1]).index_put((valid_BL,), rows_nD)

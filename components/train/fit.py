@@ -73,6 +73,8 @@ class TrainConfig:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise NarrowcastError(f"{name} is {getattr(self, name)}: must be at least {value}")
+        if not math.isfinite(self.weight_decay):
+            raise NarrowcastError(f"weight_decay is {self.weight_decay}: must be a finite number")
         if self.seed >= 2**32:
             raise NarrowcastError(f"seed is {self.seed}: must be less than 2^32")
         for name in ("learning_rate", "table_learning_rate"):

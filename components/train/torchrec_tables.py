@@ -1,7 +1,7 @@
 """Embedding tables sharded over the workers by TorchRec, for tables that outgrow one machine; an optional extra.
 
 A worker holds some rows of the tables and of their optimiser's state, looks them up for all workers, and applies
-row-wise Adagrad to them as their gradients arrive in the backward pass (FBGEMM, arXiv 2101.05615). The scorer is small:
+row-wise Adagrad to them as their gradients arrive in the backward pass (FBGEMM, arXiv 2104.05158). The scorer is small:
 every worker has the whole of it. Training begins with the values of an ordinary model and ends in one, so nothing after
 it knows of shards; that model, and while training begins the largest table, must fit into a machine's memory.
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from narrowcast.components.data.encoded import Layout
 from narrowcast.components.train.config import ModelConfig
-from narrowcast.components.train.embedding import table_generator
+from narrowcast.components.train.embedding import padded, table_generator
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.optimisers import EPSILON
 from narrowcast.components.train.plan import Plan
@@ -103,7 +103,7 @@ class ShardedModel(nn.Module):
         return self.scorer(self.look_up(ids_BF, sequences), dense_BN)
 
     def look_up(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Found:
-        """As an ordinary embedding layer, but for padding, which is not looked up and gives zeros."""
+        """As an ordinary embedding layer."""
         valid_BL = valid_elements(sequences)
         values = [*ids_BF.long().unbind(1), *(ids_BL[valid_BL[name]].long() for name, ids_BL in sequences.items())]
         lengths = [
@@ -116,12 +116,10 @@ class ShardedModel(nn.Module):
         kept = [self.plan.table(self.layout.table_of[name]).kept_rows for name in names]
         known = [torch.where(ids < n, ids, 0) for ids, n in zip(values, kept, strict=True)]
         found = self._tables[0](KeyedJaggedTensor(names, torch.cat(known), lengths=torch.cat(lengths))).wait()
-        rows_BLD = {}
-        for name, ids_BL in sequences.items():
-            rows_BLD[name] = found[name].values().new_zeros(*ids_BL.shape, self.plan.width)
-            rows_BLD[name][valid_BL[name]] = found[name].values()
+        rows_BLD = {name: padded(found[name].values(), valid_BL[name]) for name in sequences}
         categorical = [found[name].values() for name in self.layout.categorical]
-        return Found(torch.stack(categorical, dim=1), rows_BLD, valid_BL)
+        rows_BFD = torch.stack(categorical, dim=1) if categorical else next(iter(rows_BLD.values()))[:, :0]
+        return Found(rows_BFD, rows_BLD, valid_BL)
 
     def gathered(self) -> CTRModel | None:
         """The ordinary model with these values, on the CPU, for the first worker; None for the others, who must call

@@ -76,7 +76,6 @@ def batches():
         sequences = {}
         for name in LAYOUT.sequences:
             ids_BL = rng.integers(0, LAYOUT.table_rows[LAYOUT.table_of[name]], (rows, 5))
-            ids_BL[0, 0] = 0  # padding reads row 0 of a whole table, and what is read decays
             lengths_B = rng.integers(0, 5, rows)
             lengths_B[0] = 2
             sequences[name] = np.where(np.arange(5) < lengths_B[:, None], ids_BL, PAD).astype(np.int32)

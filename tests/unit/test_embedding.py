@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowcast.components.data.encoded import Layout
+from narrowcast.components.data.encoded import PAD, Layout
 from narrowcast.components.train.embedding import EmbeddingLayer, look_up
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
 from narrowcast.components.train.tables import EmbeddingTable, TableGroup, form_of
@@ -118,6 +118,27 @@ def test_fused_lookups_equal_one_table_at_a_time(data, seed):
     torch.testing.assert_close(fused.rows_BLD["history"], single.rows_BLD["history"])
     assert torch.equal(fused.valid_BL["history"], sequences["history"] >= 0)
     assert len(layer.groups) == len({form_of(plan, WIDTH) for plan in tables.values()})
+
+
+def test_padding_is_zeros_and_touches_no_row():
+    layer = EmbeddingLayer(LAYOUT, full_plan(LAYOUT.table_rows, WIDTH), seed=0, init_std=0.01)
+    history_BL = torch.tensor([[3, PAD, PAD], [PAD, PAD, PAD]])
+    found = layer(torch.ones(2, 3, dtype=torch.int64), {"history": history_BL})
+    assert (found.rows_BLD["history"][history_BL == PAD] == 0).all()
+    found.rows_BLD["history"].sum().backward()
+    assert layer.tables["item_id"].group.weight_Rk.grad.to_dense().abs().sum(1).count_nonzero() == 1
+    touched = layer.tables["item_id"].group.weight_Rk.grad._indices()[0]
+    starts = {name: table.start for name, table in layer.tables.items()}
+    assert set(touched.tolist()) == {*(start + 1 for start in starts.values()), starts["item_id"] + 3}
+
+
+def test_sequences_alone_are_looked_up_alike():
+    layout = Layout(categorical=(), numeric=(), sequences=("tags",), table_of={"tags": "tags"}, table_rows={"tags": 4})
+    layer = EmbeddingLayer(layout, full_plan(layout.table_rows, 2), seed=0, init_std=0.01)
+    ids_BF, sequences = torch.zeros(2, 0, dtype=torch.int64), {"tags": torch.tensor([[1, 2], [3, PAD]])}
+    fused, single = layer(ids_BF, sequences), look_up(layout, layer.tables, ids_BF, sequences)
+    assert fused.categorical_BFD.shape == single.categorical_BFD.shape == (2, 0, 2)
+    assert torch.equal(fused.rows_BLD["tags"], single.rows_BLD["tags"])
 
 
 @pytest.mark.parametrize("name", ["items", "type", "forward", "training", "half"])

@@ -1,6 +1,7 @@
 """Training in this process on the tiny data set."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -268,6 +269,7 @@ def test_bad_settings_and_bad_data_are_sentences(tiny_encoded, data, plan, tmp_p
         ({"tables": "torchrek"}, "did you mean 'torchrec'"),
         ({"precision": "float16"}, "did you mean 'bfloat16'"),
         ({"seed": 2**32}, "seed is 4294967296"),
+        ({"weight_decay": math.nan}, "weight_decay is nan"),
     ):
         with pytest.raises(NarrowcastError, match=words):
             TrainConfig(**settings)

@@ -1,5 +1,7 @@
 """Settings: strict keys and types, and what a step makes of its dict parameters."""
 
+import json
+
 import pytest
 
 from narrowcast.components.train.run import train_config
@@ -22,6 +24,7 @@ def test_a_steps_parameters_become_one_config():
         ({"hiden": [3]}, {}, "parameter 'model': unknown key 'hiden'; did you mean 'hidden'"),
         ({"hidden": 3}, {}, "parameter 'model': hidden must be a list"),
         ({"backbone": "dlrm"}, {}, "'backbone' is a parameter of its own"),
+        ({"settings": {"hidden": [3]}}, {}, "'hidden' is a setting of its own; set model.hidden"),
         ({"settings": {"botom": [3]}}, {}, "settings of the model 'dlrm': unknown key 'botom'; did you mean 'bottom'"),
         ({"history": "dim"}, {}, "did you mean 'din'"),
         ({}, {"patiense": 1}, "parameter 'training': unknown key 'patiense'; did you mean 'patience'"),
@@ -32,6 +35,14 @@ def test_a_steps_parameters_become_one_config():
 def test_a_bad_setting_is_one_sentence(model, training, said):
     with pytest.raises(NarrowcastError, match=said):
         train_config("dlrm", model, training, **GIVEN)
+
+
+def test_a_model_is_saved_alike_however_its_numbers_were_given():
+    saved = set()
+    for one in (1, 1.0):
+        model = {"settings": {"bottom": [one]}, "history": "append", "history_settings": {"num_layers": one}}
+        saved.add(json.dumps(train_config("dlrm", model, {}, **GIVEN).model.to_json()))
+    assert len(saved) == 1
 
 
 def test_the_command_line_reaches_into_mappings(tmp_path):

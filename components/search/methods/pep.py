@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from narrowcast.components.search.registry import Method, Problem, register
 from narrowcast.components.train.embedding import look_up
-from narrowcast.components.train.fit import deterministic, optimisers, penalty, shuffled_batches
+from narrowcast.components.train.fit import deterministic, optimisers, penalty, seed_dropout, shuffled_batches
 from narrowcast.components.train.model import CTRModel, to_tensors
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
 from narrowcast.components.train.scorer import Found
@@ -119,6 +119,8 @@ class Supernet:
         epochs = (shuffled_batches(train, self.training, epoch) for epoch in itertools.count())
         batches = itertools.islice(itertools.chain.from_iterable(epochs), self.config.max_steps)
         for step, (batch, label_B, _) in enumerate(batches):
+            if step % steps_per_epoch == 0:
+                seed_dropout(self.training.seed, step // steps_per_epoch, rank=0)
             logit_B = self.forward(*to_tensors(batch))
             loss = nn.functional.binary_cross_entropy_with_logits(logit_B, torch.tensor(label_B, dtype=logit_B.dtype))
             sparsity = self.config.sparsity * self.config.growth ** (step / steps_per_epoch)

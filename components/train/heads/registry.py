@@ -65,6 +65,10 @@ def head_config(
     """
     for config_class in HEADS:
         if config_class.name == backbone:
+            for key in {"hidden", "dropout"} & (settings or {}).keys():
+                raise NarrowcastError(
+                    f"settings of the model '{backbone}': '{key}' is a setting of its own; set model.{key}"
+                )
             given = {"hidden": list(hidden), "dropout": dropout, **(settings or {})}
             return cast(HeadConfig, build(config_class, given, f"settings of the model '{backbone}'"))
     raise NarrowcastError(f"no model named '{backbone}': {nearest(backbone, backbones())}")
