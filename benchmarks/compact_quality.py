@@ -27,6 +27,7 @@ from narrowcast.components.search.run import SearchConfig, search_plan
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.metrics import auc
 from narrowcast.components.train.run import TrainConfig, train_from_plan, train_full
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import read_json, write_json
 
 
@@ -117,4 +118,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NarrowcastError as error:
+        raise SystemExit(str(error)) from None

@@ -144,9 +144,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="at most; by default as the log needs")
     parser.add_argument("--batch-size", type=int, help="by default as the log needs")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument(
-        "--processes", "--jobs", type=int, default=os.cpu_count(), help="trainings side by side, one thread each"
-    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trainings side by side, one thread each")
     parser.add_argument("--out", type=Path, default=Path("drift_study.json"), help="JSON to write")
     parser.add_argument("--plot", type=Path, help="folder for the charts, two SVG files a log")
     return parser.parse_args()
@@ -358,4 +356,7 @@ def date(day: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NarrowcastError as error:
+        raise SystemExit(str(error)) from None

@@ -24,6 +24,7 @@ from narrowcast.components.train.fit import TrainConfig, optimisers
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.optimisers import TABLE_OPTIMISERS
 from narrowcast.components.train.plan import full_plan
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import write_json
 
 STATE_FLOATS = {"rowwise_adagrad": lambda width: 1, "lazy_adam": lambda width: 2 * width}
@@ -133,4 +134,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NarrowcastError as error:
+        raise SystemExit(str(error)) from None

@@ -25,6 +25,7 @@ from narrowcast.components.data.schema import HISTORY, Schema
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.fit import TrainConfig
 from narrowcast.components.train.histories import histories
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import write_json
 
 ENCODERS = ("none", "mean", "din", "append", "concat")
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="at most; the one best on validation counts")
     parser.add_argument("--patience", type=int, default=1, help="epochs without a better validation AUC")
     parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side, one thread each")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trainings side by side, one thread each")
     parser.add_argument(
         "--prepared", type=Path, default=Path(".narrowcast") / "benchmarks", help="folder that keeps the prepared data"
     )
@@ -130,7 +131,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     seeds = range(options.seeds)
     jobs = [job(prepared / "encoded", name, seed, options) for name in options.encoders for seed in seeds]
-    results = run_all(jobs, options.out.with_suffix(".jsonl"), options.jobs, console)
+    results = run_all(jobs, options.out.with_suffix(".jsonl"), options.processes, console)
     of_encoder = {name: results[i * options.seeds : (i + 1) * options.seeds] for i, name in enumerate(options.encoders)}
     by_encoder = {
         name: figures(found, of_encoder.get("none") if name != "none" else None) for name, found in of_encoder.items()
@@ -140,9 +141,14 @@ def main() -> None:
     Console().print(table_of(by_encoder, title))
     for sentence in said:
         print(sentence)
-    settings = {key: value for key, value in vars(options).items() if key not in ("data", "prepared", "out", "jobs")}
+    settings = {
+        key: value for key, value in vars(options).items() if key not in ("data", "prepared", "out", "processes")
+    }
     write_json(options.out, {"settings": settings, "encoders": by_encoder, "sentences": said, "runs": of_encoder})
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NarrowcastError as error:
+        raise SystemExit(str(error)) from None

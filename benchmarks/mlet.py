@@ -23,6 +23,7 @@ from runner import RARE_BELOW, Job, run_all, summary
 from data import rare_field, schema_of
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.config import ModelConfig
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import write_json, write_text
 
 REFERENCE = 16
@@ -115,37 +116,39 @@ def main() -> None:
         seeds: dict[tuple[int, int], list[dict]] = {}
         for job in its_jobs:
             seeds.setdefault((job.width, job.inner_width // job.width), []).append(next(results))
-        everywhere = {key: summary([r["test"]["auc"] for r in found]) for key, found in seeds.items()}
-        rare = {key: summary([r["rare"]["auc"] for r in found]) for key, found in seeds.items()}
         first = next(iter(seeds.values()))[0]
+        parts = {"all": {key: summary([r["test"]["auc"] for r in found]) for key, found in seeds.items()}}
         print(f"\n{name}, {options.backbone}, history {options.history}, {describe(options)}; test AUC, all rows:\n")
-        print(auc_table(everywhere, options.widths, ratios))
-        print(
-            f"\nthe {first['rare']['rows']:,} test rows whose {its_jobs[0].rare_field} training saw fewer than "
-            f"{RARE_BELOW} times:\n"
-        )
-        print(auc_table(rare, options.widths, ratios))
+        print(auc_table(parts["all"], options.widths, ratios))
+        if first["rare"]:
+            parts["rare"] = {key: summary([r["rare"]["auc"] for r in found]) for key, found in seeds.items()}
+            print(
+                f"\nthe {first['rare']['rows']:,} test rows whose {its_jobs[0].rare_field} training saw fewer than "
+                f"{RARE_BELOW} times:\n"
+            )
+            print(auc_table(parts["rare"], options.widths, ratios))
         if options.images:
-            write_chart(options.images / f"mlet_{name}.svg", everywhere, options.widths, ratios, name)
+            write_chart(options.images / f"mlet_{name}.svg", parts["all"], options.widths, ratios, name)
         tables[name] = [
             {
                 "width": width,
                 "inner_width": width * ratio,
-                "auc": everywhere[width, ratio],
-                "rare_auc": rare[width, ratio],
+                "auc": {part: figures[width, ratio] for part, figures in parts.items()},
                 "stored_bytes": found[0]["stored_bytes"],
                 "seconds": summary([r["seconds"] for r in found]),
                 "best_epoch": summary([r["best_epoch"] for r in found]),
-                "seeds": [{"auc": r["test"]["auc"], "rare_auc": r["rare"]["auc"]} for r in found],
+                "seeds": [{"test": r["test"], "rare": r["rare"]} for r in found],
             }
             for (width, ratio), found in seeds.items()
         ]
         tables[f"{name}_reached_from"] = {
-            rows: {name_of(ratio): reached_from(figures, ratio) for ratio in ratios}
-            for rows, figures in (("all", everywhere), ("rare", rare))
+            part: {name_of(ratio): reached_from(figures, ratio) for ratio in ratios} for part, figures in parts.items()
         }
     write_json(options.out, {"settings": settings(options), **tables})
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NarrowcastError as error:
+        raise SystemExit(str(error)) from None

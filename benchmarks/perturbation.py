@@ -21,6 +21,7 @@ from narrowcast.components.train.metrics import all_metrics, calibration_curve, 
 from narrowcast.components.train.perturbation import best_ensemble, golden_section
 from narrowcast.components.train.plan import full_plan
 from narrowcast.components.train.predict import predict
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import write_json
 
 FIGURES = ("logloss", "calibration", "calibration_error", "auc")
@@ -104,4 +105,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NarrowcastError as error:
+        raise SystemExit(str(error)) from None

@@ -13,9 +13,9 @@ from options import describe, markdown, parser, prepare_all, settings, train_con
 from rich.console import Console
 from runner import Job, Result, run_all, summary
 
-from data import rare_field, schema_of
-from narrowcast.components.data.encoded import EncodedData
+from data import schema_of
 from narrowcast.components.train.config import ModelConfig
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import write_json
 
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -86,7 +86,6 @@ def main() -> None:
                 config=train_config(options, model, seed),
                 width=options.width,
                 inner_width=inner_width,
-                rare_field=rare_field(schema_of(name), EncodedData(encoded)),
             )
             for seed in range(options.seeds)
         ]
@@ -103,4 +102,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NarrowcastError as error:
+        raise SystemExit(str(error)) from None

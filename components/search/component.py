@@ -32,7 +32,7 @@ def search(  # type: ignore[no-untyped-def]
         width: Embedding width D of the full model.
         inner_width: MLET's inner width k for the retrained tables; 0 for plain ones.
         batch_size: Rows a step.
-        learning_rate: Adam's step size.
+        learning_rate: Step size of the optimisers.
         training: The training's other settings, see `TrainConfig`.
         seed: Seed of initial values and row order.
         method: Search method; `narrowcast methods` lists them.

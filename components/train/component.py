@@ -30,7 +30,7 @@ def train(  # type: ignore[no-untyped-def]
         inner_width: MLET's inner width k; 0 trains plain tables.
         epochs: Most passes over the training rows; the epoch best on validation is kept.
         batch_size: Rows a step, over all workers.
-        learning_rate: Adam's step size.
+        learning_rate: Step size of the optimisers.
         num_workers: Ray Train workers; 0 trains in this process without Ray.
         training: The training's other settings, see `TrainConfig`.
         seed: Seed of initial values and row order.
@@ -77,7 +77,7 @@ def retrain(  # type: ignore[no-untyped-def]
         model: The model's other settings, see `ModelConfig`.
         epochs: Most passes over the training rows; the epoch best on validation is kept.
         batch_size: Rows a step, over all workers.
-        learning_rate: Adam's step size.
+        learning_rate: Step size of the optimisers.
         num_workers: Ray Train workers; 0 trains in this process without Ray.
         training: The training's other settings, see `TrainConfig`.
         seed: Seed of initial values and row order.
