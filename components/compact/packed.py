@@ -12,12 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from narrowcast.components.compact.packed_table import PackedTable
+from narrowcast.components.compact.lookup import PackedLookup
 from narrowcast.components.data.encoded import Batch, Layout
 from narrowcast.components.data.encoder import Encoder
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.train.config import ModelConfig
-from narrowcast.components.train.embedding import PREFIX, look_up
 from narrowcast.components.train.model import to_tensors
 from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.scorer import Scorer, seeded_scorer
@@ -33,17 +32,12 @@ class PackedNetwork(nn.Module):
 
     def __init__(self, layout: Layout, plan: Plan, scorer: Scorer, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.layout = layout
-        self.named_tables = nn.ModuleDict()
-        for name in layout.table_rows:
-            own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-            self.named_tables[PREFIX + name] = PackedTable(plan.table(name), plan.width, own)
+        self.lookup = PackedLookup(layout, plan, tensors)
         self.scorer = scorer
 
     def forward(self, ids_BF: Tensor, dense_BN: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
-        """Logits, B. `sequences` by field, each B x L."""
-        tables = {key.removeprefix(PREFIX): table for key, table in self.named_tables.items()}
-        return self.scorer(look_up(self.layout, tables, ids_BF, sequences), dense_BN)
+        """Logits, B. `sequences` by field, each B x L, or 1 x L for all rows."""
+        return self.scorer(self.lookup(ids_BF, sequences), dense_BN)
 
 
 class PackedModel:
