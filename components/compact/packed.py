@@ -23,7 +23,7 @@ from narrowcast.components.train.scorer import Scorer, seeded_scorer
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import RECORD, digest, read_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 

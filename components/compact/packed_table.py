@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.components.train.plan import TablePlan
-from narrowcast.components.train.quantise import dequantise, quantise
+from narrowcast.components.train.quantise import dequantise, quantise, to_float16
 from narrowcast.components.train.tables import EmbeddingTable
 
 
 def table_tensors(table: EmbeddingTable) -> dict[str, Tensor]:
     """What is stored for a trained table, folded, sliced and quantised as its plan says.
 
-    By block i: `i.values` (R x w float32, or R x b uint8), `i.scale` (R float16) below 32 bits, `i.columns` (w uint8)
-    where the columns are no prefix; nothing for a block without columns. `lift` (d x D float32) with a projection.
+    By block i: `i.values` (R x w float32 or float16, or R x b uint8), `i.scale` (R; float16 for 8 bits, uint8 for 4 and
+    2), `i.columns` (w uint8) where the columns are no prefix; nothing for a block without columns. `lift` (d x D
+    float32) with a projection.
     """
     rows = table.folded()
     tensors = {}
@@ -28,6 +29,8 @@ def table_tensors(table: EmbeddingTable) -> dict[str, Tensor]:
         values = rows[block.start : block.stop][:, list(block.columns)].contiguous()
         if block.bits == 32:
             tensors[f"{i}.values"] = values
+        elif block.bits == 16:
+            tensors[f"{i}.values"] = to_float16(values)
         else:
             tensors[f"{i}.values"], tensors[f"{i}.scale"] = quantise(values, block.bits)
         if not block.is_prefix:
@@ -56,7 +59,11 @@ class PackedBlock(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Float32 rows (n x internal width) at `positions` (n, int64, counted from the block's first row)."""
         stored = nn.functional.embedding(positions, self.values)
-        rows = stored if self.scale_R is None else dequantise(stored, self.scale_R[positions], self.bits, self.width)
+        rows = (
+            stored.float()
+            if self.scale_R is None
+            else dequantise(stored, self.scale_R[positions], self.bits, self.width)
+        )
         if self.columns is None:
             return rows
         return rows.new_zeros(len(positions), self.internal).index_copy_(1, self.columns, rows)

@@ -10,8 +10,7 @@ from narrowcast.components.train.metrics import auc
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import Block, Plan, TablePlan
 from narrowcast.components.train.predict import predict
-from narrowcast.components.train.quantise import round_as_stored
-from narrowcast.components.train.tables import TableGroup
+from narrowcast.components.train.tables import TableGroup, round_as_stored
 
 SHORT_EPOCHS = 3
 """Most epochs of a trial's training; it ends at the first that is no better on validation."""

@@ -1,6 +1,7 @@
 """The plan: what a search decides about every embedding table, with the exact bytes it will weigh.
 
-A plan states, per table, how many rows are kept, in which frequency blocks, with which columns and how many bits.
+A plan states, per table, how many rows are kept, in which frequency blocks, with which columns, how many bits, and in
+which form: rows of their own, rows that ids share, or a codebook. So "hot ids private, the tail shared" is two blocks.
 Training builds its embedding layer from a plan, packing writes the files a plan describes, and
 `Plan.stored_bytes()` equals the data bytes of the packed tables.
 
@@ -13,26 +14,30 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from narrowcast.components.train.forms import FORMS, QR, Codebook, Form, Hash, Part
 from narrowcast.errors import NarrowcastError, nearest
 from narrowcast.records import read_json, write_json
+from narrowcast.settings import build
 
-BITS = (32, 8, 4)
-SCALE_BYTES = 2
-"""A quantised row carries one float16 scale."""
+BITS = (32, 16, 8, 4, 2)
+SCALE_BYTES = {32: 0, 16: 0, 8: 2, 4: 1, 2: 1}
+"""A row of integers carries one scale, see `quantise.py`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
-    """Rows `start` to `stop` (exclusive) of a table, all with the same `columns` and `bits`.
+    """Rows `start` to `stop` (exclusive) of a table, all with the same `columns`, `bits` and `form`.
 
     `columns` are the kept ones, ascending, out of the table's internal width. No columns: the rows are all-zero and
-    nothing is stored for them. `bits`: 32 is float32; 8 and 4 are signed integers with one float16 scale a row.
+    nothing is stored for them. `bits` of a stored value: 32 is float32, 16 float16; 8, 4 and 2 are integers with one
+    scale a row. `form`: None for rows of their own, else see `forms.py`.
     """
 
     start: int
     stop: int
     columns: tuple[int, ...]
     bits: int = 32
+    form: Form | None = None
 
     @property
     def width(self) -> int:
@@ -42,15 +47,40 @@ class Block:
     def is_prefix(self) -> bool:
         return self.columns == tuple(range(self.width))
 
+    @property
+    def is_lossy(self) -> bool:
+        """Whether what is stored is less than what was trained."""
+        return bool(self.columns) and (self.bits < 32 or isinstance(self.form, Codebook))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether ids have no rows of their own."""
+        return isinstance(self.form, Hash | QR)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The matrices that are trained for the block; stored too, but for a codebook and for rows without columns."""
+        num_ids = self.stop - self.start
+        if self.form:
+            return self.form.parts(num_ids, self.columns)
+        return (Part(name="", rows=num_ids, columns=self.columns),)
+
     def row_bytes(self) -> int:
-        """Bytes of one stored row, scale included; 4-bit rows round up to whole bytes."""
-        if not self.columns:
-            return 0
-        return 4 * self.width if self.bits == 32 else (self.width * self.bits + 7) // 8 + SCALE_BYTES
+        """Bytes of one stored row, its scale included."""
+        return row_bytes(self.width, self.bits)
 
     def stored_bytes(self) -> int:
-        """Rows, their scales, and a uint8 column index where the columns are no prefix."""
-        return (self.stop - self.start) * self.row_bytes() + (0 if self.is_prefix else self.width)
+        """Rows and their scales, or codes and centroids, and a uint8 column index where the columns are no prefix."""
+        index = 0 if self.is_prefix else self.width
+        if isinstance(self.form, Codebook):
+            codes = (self.stop - self.start) * self.form.code_bytes
+            return codes + self.form.centroids * self.width * self.bits // 8 + index
+        return sum(part.rows * row_bytes(len(part.columns), self.bits) for part in self.parts) + index
+
+
+def row_bytes(width: int, bits: int) -> int:
+    """Bytes of a stored row of `width` values, scale included; values of less than a byte fill up whole bytes."""
+    return (width * bits + 7) // 8 + SCALE_BYTES[bits] if width else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +102,15 @@ class TablePlan:
     def kept_rows(self) -> int:
         return self.blocks[-1].stop
 
+    @property
+    def is_lossy(self) -> bool:
+        return any(block.is_lossy for block in self.blocks)
+
     def is_plain(self, width: int) -> bool:
-        """Whether every kept row is trained as its `width` values, with nothing left out or folded."""
+        """Whether every kept row is trained as its own `width` values, with nothing left out, folded or shared."""
         columns = tuple(range(width))
-        return not self.projection and not self.inner_width and all(block.columns == columns for block in self.blocks)
+        whole = all(block.columns == columns and not block.is_shared for block in self.blocks)
+        return whole and not self.projection and not self.inner_width
 
     def stored_bytes(self, width: int) -> int:
         """Data bytes of the packed table; `width` is the model's D."""
@@ -100,7 +135,7 @@ class Plan:
             _check(name, table, self.width)
 
     def stored_bytes(self) -> int:
-        """Data bytes of all packed tables, exact: values, scales, column indexes and projections."""
+        """Data bytes of all packed tables, exact: values, scales, codebooks, column indexes and projections."""
         return sum(table.stored_bytes(self.width) for table in self.tables.values())
 
     def full_bytes(self) -> int:
@@ -108,7 +143,7 @@ class Plan:
         return sum(4 * table.rows * self.width for table in self.tables.values())
 
     def save(self, path: str | Path) -> None:
-        write_json(path, asdict(self))
+        write_json(path, {**asdict(self), "tables": {name: _table_json(table) for name, table in self.tables.items()}})
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -116,10 +151,8 @@ class Plan:
         data = read_json(path)
         try:
             tables = {
-                name: TablePlan(
-                    **{**t, "blocks": tuple(Block(**{**b, "columns": tuple(b["columns"])}) for b in t["blocks"])}
-                )
-                for name, t in data["tables"].items()
+                name: TablePlan(**{**table, "blocks": tuple(_block(block, str(path)) for block in table["blocks"])})
+                for name, table in data["tables"].items()
             }
             return cls(**{**data, "tables": tables})
         except (AttributeError, KeyError, TypeError) as error:
@@ -145,6 +178,32 @@ def full_plan(rows: Mapping[str, int], width: int, *, inner_width: int | None = 
     )
 
 
+def _table_json(table: TablePlan) -> dict[str, Any]:
+    return {**asdict(table), "blocks": [_block_json(block) for block in table.blocks]}
+
+
+def _block_json(block: Block) -> dict[str, Any]:
+    """A form is written with its kind; rows of their own have none."""
+    values = asdict(block)
+    if block.form is None:
+        del values["form"]
+    else:
+        kind = next(kind for kind, form in FORMS.items() if isinstance(block.form, form))
+        values["form"] = {"kind": kind, **values["form"]}
+    return values
+
+
+def _block(values: dict[str, Any], where: str) -> Block:
+    form = values.get("form")
+    if form is not None:
+        kind = form["kind"]
+        if kind not in FORMS:
+            raise NarrowcastError(f"{where}: no form of rows named '{kind}'; {nearest(str(kind), FORMS)}")
+        rest = {key: value for key, value in form.items() if key != "kind"}
+        form = build(FORMS[kind], rest, f"{where}: form '{kind}'")
+    return Block(**{**values, "columns": tuple(values["columns"]), "form": form})
+
+
 def _check(name: str, table: TablePlan, width: int) -> None:
     where = f"plan, table '{name}'"
     internal = width if table.projection is None else table.projection
@@ -166,6 +225,10 @@ def _check(name: str, table: TablePlan, width: int) -> None:
             raise NarrowcastError(f"{where}: {block.bits} bits; possible are {', '.join(map(str, BITS))}")
         if list(block.columns) != sorted(set(block.columns)) or not all(0 <= c < internal for c in block.columns):
             raise NarrowcastError(f"{where}: columns {block.columns} must be ascending and below {internal}")
+        if block.form and not block.columns:
+            raise NarrowcastError(f"{where}: block {block.start}-{block.stop} has a form but no columns; leave it out")
+        if block.form and (fault := block.form.fault(block.stop - block.start, block.columns, block.bits)):
+            raise NarrowcastError(f"{where}: block {block.start}-{block.stop} has {fault}")
         expected = block.stop
     if table.kept_rows > table.rows:
         raise NarrowcastError(f"{where}: keeps {table.kept_rows} of {table.rows} rows")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.components.train.plan import TablePlan
+from narrowcast.components.train.quantise import rounded
 from narrowcast.components.train.rows import look_up_rows
 
 Form = tuple[int, int, bool, bool]
@@ -141,3 +142,20 @@ class EmbeddingTable:
 
     def _wanted(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         return ids.reshape(-1, 1), torch.tensor([self.index], device=ids.device)
+
+
+@torch.no_grad()
+def round_as_stored(group: TableGroup) -> None:
+    """Replace trained tables' values, in place, by those that their packed form will give: folded and quantised."""
+    group.weight_Rk = nn.Parameter(torch.cat([_as_stored(table) for table in group.tables]))
+    group.core_Tkd = None
+
+
+def _as_stored(table: EmbeddingTable) -> Tensor:
+    rows = table.folded()
+    for block in table.plan.blocks:
+        if block.bits != 32 and block.columns:
+            columns = list(block.columns)
+            part = rows[block.start : block.stop][:, columns]
+            rows[block.start : block.stop, columns] = rounded(part, block.bits, torch.ones_like(part))
+    return rows

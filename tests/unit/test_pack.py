@@ -139,7 +139,7 @@ def test_a_changed_byte_is_one_sentence(packed, tmp_path, name):
         PackedModel.load(copy)
 
 
-@pytest.mark.parametrize("text", [b"\xff\xfe", b'{"format": 1}', b'{"format": 1, "md5": {}}'])
+@pytest.mark.parametrize("text", [b"\xff\xfe", b'{"format": 2}', b'{"format": 1, "md5": {}}'])
 def test_a_manifest_that_is_none_says_so(text, tmp_path):
     (tmp_path / "manifest.json").write_bytes(text)
     with pytest.raises(NarrowcastError, match=str(tmp_path)):
