@@ -21,20 +21,27 @@ PAD = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Model inputs. Ids count by descending training frequency within a field; 0 is out-of-vocabulary."""
+    """Model inputs. Ids count by descending training frequency within a field; 0 is out-of-vocabulary.
+
+    `sequences` by field, each B x L, padded with PAD at the end; or 1 x L, where one sequence stands for all rows.
+    """
 
     ids_BF: NDArray[np.int32]
     dense_BN: NDArray[np.float32]
-    sequences: dict[str, NDArray[np.int32]]  # by field, each B x L, padded with PAD at the end
+    sequences: dict[str, NDArray[np.int32]]
 
     def __len__(self) -> int:
         return len(self.ids_BF)
 
     def take(self, rows: NDArray[np.int64] | slice) -> "Batch":
+        """Some of the rows; a sequence that stands for all rows still does."""
         return Batch(
             ids_BF=np.ascontiguousarray(self.ids_BF[rows]),
             dense_BN=np.ascontiguousarray(self.dense_BN[rows]),
-            sequences={name: np.ascontiguousarray(values[rows]) for name, values in self.sequences.items()},
+            sequences={
+                name: values if len(values) != len(self) else np.ascontiguousarray(values[rows])
+                for name, values in self.sequences.items()
+            },
         )
 
 

@@ -48,7 +48,8 @@ class Encoder:
         return fitting.finish()
 
     def transform(self, columns: Mapping[str, Values]) -> Batch:
-        """Encode one value a row for every input of the schema; a single value stands for all rows.
+        """Encode one value a row for every input of the schema; a single value stands for all rows, and a single
+        sequence stays one row that does so.
 
         A categorical may be text or a number, a sequence a list of them. None is a missing value: the id of "missing"
         where a nullable field had such in training, else out-of-vocabulary; an empty sequence; a numeric's 0 after
@@ -69,10 +70,7 @@ class Encoder:
         dense_BN = np.empty((rows, len(self.layout.numeric)), np.float32)
         for i, name in enumerate(self.layout.numeric):
             dense_BN[:, i] = self._scale(self._fields[name], arrays[name])
-        sequences = {}
-        for name in self.layout.sequences:
-            padded_BL = self._pad(self._fields[name], arrays[name])
-            sequences[name] = padded_BL if len(padded_BL) == rows else np.repeat(padded_BL, rows, axis=0)
+        sequences = {name: self._pad(self._fields[name], arrays[name]) for name in self.layout.sequences}
         return Batch(ids_BF=ids_BF, dense_BN=dense_BN, sequences=sequences)
 
     def counts(self) -> dict[str, NDArray[np.int64]]:

@@ -13,13 +13,13 @@ from narrowcast.components.data.encoded import Layout
 from narrowcast.components.data.schema import HISTORY
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.heads import build_head
-from narrowcast.components.train.histories import build_history
+from narrowcast.components.train.histories import Amortised, build_history
 from narrowcast.components.train.histories.mean import masked_mean
 
 
 class Found(NamedTuple):
     """What was looked up for a batch: the rows of its categorical fields (B x F x D), of its sequences' elements by
-    field (B x L x D), and which elements are no padding (B x L, bool)."""
+    field (B x L x D), and which elements are no padding (B x L, bool). A sequence of one row, 1 x L, stands for all."""
 
     categorical_BFD: Tensor
     rows_BLD: dict[str, Tensor]
@@ -46,16 +46,35 @@ class Scorer(nn.Module):
 
     def tokens(self, found: Found) -> Tensor:
         """B x T x D."""
-        tokens = [found.categorical_BFD]
+        found_tokens = {}
         for name in self.layout.sequences:
             rows_BLD, valid_BL = found.rows_BLD[name], found.valid_BL[name]
             if self.history is not None and name == HISTORY:
-                candidate_BD = found.categorical_BFD[:, self.layout.categorical.index(self.layout.table_of[name])]
-                token_BD = self.history(rows_BLD, valid_BL, candidate_BD)
+                found_tokens[name] = self.history_tokens(rows_BLD, valid_BL, self.candidates(found.categorical_BFD))
             else:
-                token_BD = masked_mean(rows_BLD, valid_BL)
-            tokens.append(token_BD.unsqueeze(1))
-        return torch.cat(tokens, dim=1)
+                found_tokens[name] = masked_mean(rows_BLD, valid_BL)
+        return self.joined(found.categorical_BFD, found_tokens)
+
+    def candidates(self, categorical_BFD: Tensor) -> Tensor:
+        """The token that the history encoder reads, B x D."""
+        return categorical_BFD[:, self.layout.categorical.index(self.layout.table_of[HISTORY])]
+
+    def history_tokens(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
+        """B x D. One history for several candidates is encoded once, where the encoder can (`Amortised`)."""
+        assert self.history is not None
+        num_rows = len(candidate_BD)
+        if len(rows_BLD) == num_rows:
+            token_BD: Tensor = self.history(rows_BLD, valid_BL, candidate_BD)
+            return token_BD
+        if isinstance(self.history, Amortised):
+            return self.history.score(self.history.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(0)).squeeze(0)
+        return self.history(rows_BLD.expand(num_rows, -1, -1), valid_BL.expand(num_rows, -1), candidate_BD)
+
+    def joined(self, categorical_BFD: Tensor, sequence_BD: Mapping[str, Tensor]) -> Tensor:
+        """B x T x D from the fields' tokens and the sequences', by field; one row of these stands for all rows."""
+        num_rows = len(categorical_BFD)
+        tokens = [sequence_BD[name].expand(num_rows, -1).unsqueeze(1) for name in self.layout.sequences]
+        return torch.cat([categorical_BFD, *tokens], dim=1)
 
 
 def seeded_scorer(layout: Layout, width: int, config: ModelConfig, seed: int) -> Scorer:

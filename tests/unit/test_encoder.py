@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,14 @@ def test_one_row_is_encoded_as_among_many(training, later, data):
     assert same(alone, batch.take(slice(i, i + 1)))
     many = encoder.transform({**columns([later[i]]), "item": [row["item"] for row in later]})
     repeated = encoder.transform(columns([{**later[i], "item": row["item"]} for row in later]))
-    assert same(many, repeated)
+    assert [len(values) for values in many.sequences.values()] == [1] * len(many.sequences)
+    rows = np.zeros(len(later), np.int64)
+    sequences = {name: values[rows] for name, values in many.sequences.items()}
+    assert same(replace(many, sequences=sequences), repeated)
+    picked = np.array([i, 0])
+    taken, expected = many.take(picked), repeated.take(picked)
+    assert np.array_equal(taken.ids_BF, expected.ids_BF)
+    assert all(np.array_equal(taken.sequences[name][0], values[0]) for name, values in expected.sequences.items())
 
 
 @settings(deadline=None)

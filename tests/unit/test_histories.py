@@ -249,12 +249,12 @@ def test_in_append_neither_history_nor_another_candidate_reads_a_candidate(case)
     transformer, rows_BLD, valid_BL, candidates_BMD = case
     module = encoder("append", transformer, rows_BLD.shape[-1])
     state = module.encode(rows_BLD, valid_BL)
-    kept = [tensor.clone() for tensor in (*state.keys_BHLd, *state.values_BHLd)]
+    kept = [tensor.clone() for tensor in state.by_item]
     candidates_BMD.requires_grad_()
     tokens_BMD = module.score(state, candidates_BMD)
     (gradient_BMD,) = torch.autograd.grad(tokens_BMD[:, 0].square().sum(), candidates_BMD)
     assert torch.equal(gradient_BMD[:, 1:], torch.zeros_like(gradient_BMD[:, 1:]))
-    for tensor, before in zip((*state.keys_BHLd, *state.values_BHLd), kept, strict=True):
+    for tensor, before in zip(state.by_item, kept, strict=True):
         assert torch.equal(tensor, before)
         # The state is a function of the history alone: the graph behind it does not hold the candidates.
         (gradient,) = torch.autograd.grad(tensor.sum(), candidates_BMD, allow_unused=True, retain_graph=True)

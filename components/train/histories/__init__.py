@@ -6,7 +6,9 @@ import pkgutil
 
 from narrowcast.components.train.histories.registry import (
     HISTORIES,
+    Amortised,
     HistoryConfig,
+    HistoryState,
     build_history,
     describe_histories,
     histories,
@@ -16,7 +18,9 @@ from narrowcast.components.train.histories.registry import (
 
 __all__ = [
     "HISTORIES",
+    "Amortised",
     "HistoryConfig",
+    "HistoryState",
     "build_history",
     "describe_histories",
     "histories",

@@ -2,7 +2,7 @@
 
 That candidates share the pass is after M-FALCON (arXiv 2402.17152).
 
-Shape letters: B users, L history items, M candidates, D embedding width, W model width, H heads, d = W / H.
+Shape letters: B users, L history items, M candidates, D embedding width, W model width.
 """
 
 from dataclasses import dataclass
@@ -12,21 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.components.train.histories.attention import Blocks, RecencyPositions, TransformerConfig
-from narrowcast.components.train.histories.registry import register
+from narrowcast.components.train.histories.registry import HistoryState, register
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AppendConfig(TransformerConfig):
     name: ClassVar[str] = "append"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HistoryState:
-    """All that candidates read of a history; may be kept and used again while the history stays as it is."""
-
-    keys_BHLd: tuple[Tensor, ...]  # by block
-    values_BHLd: tuple[Tensor, ...]
-    valid_BL: Tensor
 
 
 @register(AppendConfig)
@@ -57,14 +48,13 @@ class Append(nn.Module):
         for i, block in enumerate(self.blocks):
             keys_values.append(block.keys_values(stream_BLW))
             if i + 1 < len(self.blocks):
-                stream_BLW = block(stream_BLW, *keys_values[-1], valid_BL)
-        keys, values = zip(*keys_values, strict=True)
-        return HistoryState(keys_BHLd=keys, values_BHLd=values, valid_BL=valid_BL)
+                stream_BLW = block(stream_BLW, keys_values[-1], valid_BL)
+        return HistoryState(valid_BL=valid_BL, by_item=tuple(keys_values))
 
     def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
         """Tokens, B x M x D, of M candidates a user; the attention scores are M x L a head, in every block."""
         stream_BMW = self.enter(candidates_BMD) + self.candidate_position_W
-        for block, keys_BHLd, values_BHLd in zip(self.blocks, state.keys_BHLd, state.values_BHLd, strict=True):
-            stream_BMW = block(stream_BMW, keys_BHLd, values_BHLd, state.valid_BL)
+        for block, keys_values_BLX in zip(self.blocks, state.by_item, strict=True):
+            stream_BMW = block(stream_BMW, keys_values_BLX, state.valid_BL)
         tokens_BMD: Tensor = self.leave(stream_BMW)
         return tokens_BMD

@@ -1,6 +1,6 @@
 """What the transformer encoders share: settings, positions, and a block whose keys and values are the history alone.
 
-Shape letters: B users, L history items, Q queries, W model width, H heads, d = W / H.
+Shape letters: B users, L history items, Q queries, W model width, H heads, d = W / H, X = 2 W.
 """
 
 from collections.abc import Iterator
@@ -76,14 +76,15 @@ class Block(nn.Module):
             nn.Linear(FEED_FORWARD * width, width),
         )
 
-    def keys_values(self, history_BLW: Tensor) -> tuple[Tensor, Tensor]:
-        """What queries attend to in this block: keys and values, each B x H x L x d."""
-        keys_BLW, values_BLW = self.key_value(self.norm(history_BLW)).chunk(2, dim=-1)
-        return self._heads(keys_BLW), self._heads(values_BLW)
+    def keys_values(self, history_BLW: Tensor) -> Tensor:
+        """What queries attend to in this block: an item's keys, head by head, then its values; B x L x X."""
+        keys_values_BLX: Tensor = self.key_value(self.norm(history_BLW))
+        return keys_values_BLX
 
-    def forward(self, stream_BQW: Tensor, keys_BHLd: Tensor, values_BHLd: Tensor, valid_BL: Tensor) -> Tensor:
+    def forward(self, stream_BQW: Tensor, keys_values_BLX: Tensor, valid_BL: Tensor) -> Tensor:
         """The stream after this block, B x Q x W."""
         queries_BHQd = self._heads(self.query(self.norm(stream_BQW)))
+        keys_BHLd, values_BHLd = map(self._heads, keys_values_BLX.chunk(2, dim=-1))
         found_BHQd = attend(queries_BHQd, keys_BHLd, values_BHLd, valid_BL)
         stream_BQW = stream_BQW + self.out(found_BHQd.transpose(1, 2).flatten(2))
         return stream_BQW + self.feed_forward(stream_BQW)

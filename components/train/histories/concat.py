@@ -37,7 +37,7 @@ class Concat(nn.Module):
         # One linear layer on [item, candidate] is the sum of one on either; the candidate's is the same for all items.
         stream_BLW = self.enter(rows_BLD) + self.enter_candidate(candidate_BD).unsqueeze(1) + self.positions(valid_BL)
         for block in self.blocks:
-            stream_BLW = block(stream_BLW, *block.keys_values(stream_BLW), valid_BL)
+            stream_BLW = block(stream_BLW, block.keys_values(stream_BLW), valid_BL)
         valid_BL1 = valid_BL.unsqueeze(-1)
         pooled_BW = (self.norm(stream_BLW) * valid_BL1).sum(1) / valid_BL1.sum(1).clamp(min=1)
         token_BD: Tensor = self.leave(pooled_BW)

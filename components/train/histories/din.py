@@ -1,6 +1,6 @@
 """DIN: a sum of the history's items, weighted by a network of item and candidate (arXiv 1706.06978, section 4.3).
 
-Shape letters: B rows, L history items, D embedding width.
+Shape letters: B users, L history items, M candidates, D embedding width.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from narrowcast.components.train.histories.registry import register
+from narrowcast.components.train.histories.registry import HistoryState, register
 from narrowcast.errors import NarrowcastError
 
 
@@ -38,7 +38,17 @@ class DIN(nn.Module):
         self.unit = nn.Sequential(nn.Linear(4 * width, config.hidden), nn.PReLU(), nn.Linear(config.hidden, 1))
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
-        candidate_BLD = candidate_BD.unsqueeze(1).expand_as(rows_BLD)
-        pairs = [rows_BLD, candidate_BLD, rows_BLD * candidate_BLD, rows_BLD - candidate_BLD]
-        weight_BL1 = self.unit(torch.cat(pairs, dim=-1)) * valid_BL.unsqueeze(-1)
-        return (weight_BL1 * rows_BLD).sum(1)
+        return self.score(self.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(1)).squeeze(1)
+
+    def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
+        """The items themselves: the activation unit reads every pair of candidate and item."""
+        return HistoryState(valid_BL=valid_BL, by_item=(rows_BLD,))
+
+    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
+        (rows_BLD,) = state.by_item
+        shape = (*candidates_BMD.shape[:2], *rows_BLD.shape[1:])
+        rows_BMLD = rows_BLD.unsqueeze(1).expand(shape)
+        candidates_BMLD = candidates_BMD.unsqueeze(2).expand(shape)
+        pairs = [rows_BMLD, candidates_BMLD, rows_BMLD * candidates_BMLD, rows_BMLD - candidates_BMLD]
+        weights_BML1 = self.unit(torch.cat(pairs, dim=-1)) * state.valid_BL[:, None, :, None]
+        return (weights_BML1 * rows_BMLD).sum(2)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from narrowcast.components.train.histories.registry import register
+from narrowcast.components.train.histories.registry import HistoryState, register
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,3 +28,10 @@ class Mean(nn.Module):
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
         return masked_mean(rows_BLD, valid_BL)
+
+    def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
+        return HistoryState(valid_BL=valid_BL, by_user=(masked_mean(rows_BLD, valid_BL),))
+
+    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
+        (mean_BD,) = state.by_user
+        return mean_BD.unsqueeze(1).expand_as(candidates_BMD)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from narrowcast.components.train.histories.registry import register
+from narrowcast.components.train.histories.registry import HistoryState, register
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,3 +23,9 @@ class NoHistory(nn.Module):
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
         return torch.zeros_like(candidate_BD)
+
+    def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
+        return HistoryState(valid_BL=valid_BL)
+
+    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
+        return torch.zeros_like(candidates_BMD)

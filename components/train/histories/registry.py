@@ -5,13 +5,18 @@ token_BD, the history's token among the head's. `rows_BLD` are the embeddings of
 padded at the end; `valid_BL` is False at a pad; `candidate_BD` is the embedding of the row's own item, from the same
 table. Its config is a frozen dataclass whose settings all have defaults, and the encoder's name as the class variable
 `name`.
+
+An encoder may offer `Amortised` besides: one pass over a history that serves all candidates.
+
+Shape letters: B users, L history items, M candidates, D embedding width.
 """
 
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from narrowcast.errors import NarrowcastError, nearest
 from narrowcast.settings import build
@@ -19,6 +24,47 @@ from narrowcast.settings import build
 
 class HistoryConfig(Protocol):
     name: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryState:
+    """All that candidates read of B histories; may be kept and used again while a history stays as it is.
+
+    `by_item`: tensors with something of every item, each B x L x ...; `by_user`: of a history as a whole, each B x ...
+    """
+
+    valid_BL: Tensor
+    by_item: tuple[Tensor, ...] = ()
+    by_user: tuple[Tensor, ...] = ()
+
+    def user(self, index: int, length: int) -> "HistoryState":
+        """One history's state without what lies beyond `length` items, in memory of its own."""
+        return HistoryState(
+            valid_BL=self.valid_BL[index : index + 1, :length].clone(),
+            by_item=tuple(tensor[index : index + 1, :length].clone() for tensor in self.by_item),
+            by_user=tuple(tensor[index : index + 1].clone() for tensor in self.by_user),
+        )
+
+    def num_bytes(self) -> int:
+        """Bytes of the memory that the tensors keep alive."""
+        tensors = (self.valid_BL, *self.by_item, *self.by_user)
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+@runtime_checkable
+class Amortised(Protocol):
+    """What an encoder offers that can read a history once for all candidates.
+
+    No candidate's token may depend on another candidate, nor on the padding; the encoder's `forward` gives the same.
+    """
+
+    def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
+        """The histories alone, whatever the candidates."""
+        ...
+
+    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
+        """Tokens, B x M x D, of M candidates a history."""
+        ...
 
 
 HISTORIES: dict[type[HistoryConfig], Callable[..., nn.Module]] = {}
