@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from narrowcast.components.data.encoded import Layout
 from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.scorer import Found, valid_elements
-from narrowcast.components.train.tables import EmbeddingTable, Form, TableGroup, form_of
+from narrowcast.components.train.tables import EmbeddingTable, RowForm, TableGroup, form_of
 from narrowcast.errors import NarrowcastError
 
 PREFIX = "table_"
@@ -25,7 +25,7 @@ class EmbeddingLayer(nn.Module):
         super().__init__()
         self.layout = layout
         self.plan = plan
-        by_form: dict[Form, list[str]] = {}
+        by_form: dict[RowForm, list[str]] = {}
         for name, rows in layout.table_rows.items():
             table_plan = plan.table(name)
             if table_plan.rows != rows:
@@ -99,7 +99,8 @@ def look_up(
 ) -> Found:
     """Look every field up in its table. What `EmbeddingLayer` does, for tables of any kind.
 
-    A table maps ids (any shape, int64, all >= 0) to one vector of D values each.
+    A table maps ids (any shape, int64, all >= 0) to one vector of D values each. A sequence of one row, 1 x L, is
+    looked up as one.
     """
     columns_BF = ids_BF.long()
     found = [tables[layout.table_of[name]](columns_BF[:, i]) for i, name in enumerate(layout.categorical)]
@@ -108,8 +109,10 @@ def look_up(
         name: padded(tables[layout.table_of[name]](ids_BL[valid_BL[name]].long()), valid_BL[name])
         for name, ids_BL in sequences.items()
     }
-    rows_BFD = torch.stack(found, dim=1) if found else next(iter(rows_BLD.values()))[:, :0]
-    return Found(rows_BFD, rows_BLD, valid_BL)
+    if found:
+        return Found(torch.stack(found, dim=1), rows_BLD, valid_BL)
+    width = next(iter(rows_BLD.values())).shape[-1]
+    return Found(torch.zeros(len(ids_BF), 0, width, device=ids_BF.device), rows_BLD, valid_BL)
 
 
 def padded(rows_nD: Tensor, valid_BL: Tensor) -> Tensor:

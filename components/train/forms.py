@@ -60,6 +60,10 @@ class QR:
             Part(name="quotient", rows=-(-num_ids // self.remainders), columns=second),
         )
 
+    def initial_scale(self, init_std: float) -> float:
+        """By what initial values of `init_std` are scaled for the combined rows to have it (our choice)."""
+        return {"multiply": init_std**-0.5, "add": 0.5**0.5, "concatenate": 1.0}[self.combine]
+
     def fault(self, num_ids: int, columns: tuple[int, ...], bits: int) -> str | None:
         """What is wrong with this form for a block of `num_ids` rows, if anything."""
         if self.combine not in COMBINES:

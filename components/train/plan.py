@@ -103,6 +103,11 @@ class TablePlan:
         return self.blocks[-1].stop
 
     @property
+    def trained_rows(self) -> int:
+        """Rows that are trained for the kept ids; fewer than those where ids share rows."""
+        return sum(part.rows for block in self.blocks for part in block.parts)
+
+    @property
     def is_lossy(self) -> bool:
         return any(block.is_lossy for block in self.blocks)
 
