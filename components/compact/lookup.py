@@ -1,28 +1,142 @@
-"""The lookup of a packed model: every categorical field and sequence of a batch to its float32 rows."""
+"""The lookup of a packed model: the rows of every categorical field and sequence of a batch, from all tables at once.
 
-from collections.abc import Mapping
+Shape letters: B rows, F categorical fields, L sequence length, D width, N blocks of all tables.
+"""
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from narrowcast.components.compact.gather import BLOCK, LANES, LINE, PREFIX, Stored, gather
 from narrowcast.components.compact.packed_table import PackedTable
 from narrowcast.components.data.encoded import Layout
-from narrowcast.components.train.embedding import PREFIX, look_up
-from narrowcast.components.train.plan import Plan
+from narrowcast.components.train.embedding import PREFIX as NAME
+from narrowcast.components.train.embedding import padded
+from narrowcast.components.train.forms import Hash
+from narrowcast.components.train.plan import Plan, TablePlan
+from narrowcast.components.train.quantise import OFFSET, float_scale
 from narrowcast.components.train.scorer import Found
+
+LARGEST = torch.iinfo(torch.int32).max
 
 
 class PackedLookup(nn.Module):
-    """All tables of a packed model, from `tensors` by "<table>.<key>" as they are stored."""
+    """All tables of a packed model, from the tensors stored in its file by "<table>.<key>".
+
+    Tables that the kernel reads are copied into one piece of memory, each row's scale behind its values, so that a
+    lookup waits for one place; the tensors are not kept. Other tables are a `PackedTable` each. Rows are the same bit
+    for bit as those of `PackedTable`. Calls from several threads at a time are safe.
+    """
 
     def __init__(self, layout: Layout, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.layout = layout
-        self.named_tables = nn.ModuleDict()
-        for name in layout.table_rows:
-            own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-            self.named_tables[PREFIX + name] = PackedTable(plan.table(name), plan.width, own)
+        self.width = plan.width
+        plans = {name: plan.table(name) for name in layout.table_rows}
+        own = {name: tensors_of(name, tensors) for name in plans}
+        gathered = [name for name in plans if is_gathered(plans[name])]
+        self._index = {name: i for i, name in enumerate(gathered)}
+        self._table_F = self._indices(layout.categorical)
+        self._stored = store([plans[name] for name in gathered], [own[name] for name in gathered])
+        self.others = nn.ModuleDict(
+            {NAME + name: PackedTable(plans[name], plan.width, own[name]) for name in plans if name not in gathered}
+        )
+        self(torch.zeros(1, len(layout.categorical), dtype=torch.int32), {})  # compiles the kernel
 
     def forward(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Found:
-        """What `ids_BF` (int, all >= 0) and `sequences` (by field, each B x L or 1 x L for all rows) look up."""
-        tables = {key.removeprefix(PREFIX): table for key, table in self.named_tables.items()}
-        return look_up(self.layout, tables, ids_BF, sequences)
+        """What `ids_BF` (B x F, int, all >= 0) and `sequences` (int, by field, each B x L, or 1 x L for all rows) look
+        up. An id beyond a table's kept rows reads row 0; padding is never looked up."""
+        rows_BFD = self._gathered(ids_BF, self._table_F)
+        for i in np.flatnonzero(self._table_F < 0):
+            rows_BFD[:, i] = self._other(self.layout.categorical[i])(ids_BF[:, i].long())
+        rows_BLD, valid_BL = {}, {}
+        for field, ids_BL in sequences.items():
+            valid_BL[field] = ids_BL >= 0
+            if self.layout.table_of[field] in self._index:
+                rows_BLD[field] = self._gathered(ids_BL, self._indices([field]))
+            else:
+                rows_BLD[field] = padded(self._other(field)(ids_BL[valid_BL[field]].long()), valid_BL[field])
+        return Found(rows_BFD, rows_BLD, valid_BL)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all tables in memory."""
+        others = sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+        return len(self._stored.memory) + others
+
+    def _other(self, field: str) -> nn.Module:
+        return self.others[NAME + self.layout.table_of[field]]
+
+    def _indices(self, fields: Sequence[str]) -> NDArray[np.int64]:
+        """The kernel's number of each field's table, -1 for tables that it does not read."""
+        return np.array([self._index.get(self.layout.table_of[field], -1) for field in fields], np.int64)
+
+    def _gathered(self, ids: Tensor, tables: NDArray[np.int64]) -> Tensor:
+        """Rows (... x D) of ids of any shape whose last dimension takes turns through `tables`; where the kernel does
+        not read a table they are left to be filled."""
+        rows = torch.empty(*ids.shape, self.width)
+        if (tables >= 0).any():
+            narrow = ids if ids.dtype == torch.int32 else ids.clamp(max=LARGEST).int()
+            gather(self._stored, narrow.flatten(), tables, rows.view(-1, self.width))
+        return rows
+
+
+def tensors_of(table: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one table by their keys in it."""
+    return {key.removeprefix(f"{table}."): value for key, value in tensors.items() if key.startswith(f"{table}.")}
+
+
+def is_gathered(table: TablePlan) -> bool:
+    """Whether the kernel reads a table: rows of their own or hashed, of any bits and columns, and no projection."""
+    return table.projection is None and all(isinstance(block.form, Hash | None) for block in table.blocks)
+
+
+def store(plans: Sequence[TablePlan], tensors: Sequence[Mapping[str, Tensor]]) -> Stored:
+    """Tables in one piece of memory, from the tensors of each. A block begins a cache line."""
+    blocks = [block for plan in plans for block in plan.blocks]
+    blocks_N = np.zeros(len(blocks), BLOCK)
+    columns: list[int] = []
+    place = 0
+    for described, block in zip(blocks_N, blocks, strict=True):
+        (part,) = block.parts
+        described["start"] = block.start
+        described["buckets"] = part.rows if block.form else 0
+        described["place"] = place
+        described["row_bytes"] = block.row_bytes()
+        described["bits"] = block.bits
+        described["offset"] = OFFSET.get(block.bits, 0)
+        described["width"] = block.width
+        described["columns"] = PREFIX if block.is_prefix else len(columns)
+        columns += () if block.is_prefix else block.columns
+        place += -(-part.rows * block.row_bytes() // LINE) * LINE
+    memory = aligned(place + 4 * LANES)
+    keys = [(own, str(i)) for plan, own in zip(plans, tensors, strict=True) for i in range(len(plan.blocks))]
+    for described, block, (own, i) in zip(blocks_N, blocks, keys, strict=True):
+        if block.columns:
+            fill(memory[described["place"] :], own[f"{i}.values"], own.get(f"{i}.scale"))
+    return Stored(
+        first_T=np.cumsum([0, *(len(plan.blocks) for plan in plans)], dtype=np.int64),
+        kept_T=np.array([plan.kept_rows for plan in plans], np.int64),
+        blocks_N=blocks_N,
+        columns=np.array(columns, np.int64),
+        scales=float_scale(torch.arange(256, dtype=torch.uint8)).numpy(),
+        memory=memory,
+    )
+
+
+def fill(memory: NDArray[np.uint8], values: Tensor, scale_R: Tensor | None) -> None:
+    """Put rows at the beginning of `memory`, each followed by its scale."""
+    parts = [values, scale_R.unsqueeze(1)] if scale_R is not None else [values]
+    stored = [part.contiguous().view(torch.uint8).numpy() for part in parts]
+    row_bytes = sum(part.shape[1] for part in stored)
+    np.concatenate(stored, axis=1, out=memory[: len(values) * row_bytes].reshape(len(values), row_bytes))
+
+
+def aligned(num_bytes: int) -> NDArray[np.uint8]:
+    """Memory that begins a cache line. NumPy asks the system for huge pages, so random reads miss fewer of them."""
+    spare = np.empty(num_bytes + LINE, np.uint8)
+    first = -spare.ctypes.data % LINE
+    return spare[first : first + num_bytes]

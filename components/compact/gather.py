@@ -1,0 +1,300 @@
+"""The kernel that reads stored rows: compiled once by Numba, and free of Python's lock while it runs.
+
+What a lookup costs is waiting for memory, as a row is a cache line or two in a random place. So the kernel asks for the
+memory of a group of lookups, and while it is on its way makes float32 values of the group before, eight at a time. The
+eight are written as LLVM vector instructions, as LLVM's own vectoriser leaves such short loops alone.
+
+A row in memory is its values as stored, then its scale: float16 for 8 bits, a byte for 4 and 2. The operations on
+floats are those of `quantise.py` in their order, so the rows are the same bit for bit.
+
+Shape letters: n lookups, F columns of ids that take turns, T tables, N blocks of all tables, D the model's width.
+"""
+
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+from torch import Tensor
+
+BLOCK = np.dtype(
+    [
+        ("start", np.int64),  # its first id
+        ("buckets", np.int64),  # rows that its ids share, 0 where each has its own
+        ("place", np.int64),  # bytes before its first row
+        ("row_bytes", np.int64),
+        ("bits", np.int64),
+        ("offset", np.float32),  # what a stored integer is more than its multiple of the scale
+        ("width", np.int64),  # values of a row; 0 for rows of zeros, which are not stored
+        ("columns", np.int64),  # where its columns begin in the list of columns, or `PREFIX`
+    ]
+)
+"""What the kernel knows of a block of rows."""
+PREFIX = -1
+LINE = 64
+"""Bytes of a cache line."""
+LANES = 8
+"""Values made at a time; so the memory after the last row must have room for as many more."""
+AHEAD = 16
+"""Lookups of a group; of 8, 16, 32 and 64 the fastest."""
+SHARE = 8192
+"""Lookups worth another thread: it costs about as much to wake as some hundreds of them."""
+ZEROS, NOTHING = -1, -2
+"""In place of a block: rows that are all zero, and those that are not the kernel's to write."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """Tables in one piece of memory. `first_T` has each table's first block and, last, the number of blocks; `kept_T`
+    their kept rows; `columns` those of the blocks that keep no prefix; `scales` the value of every byte scale."""
+
+    first_T: NDArray[np.int64]
+    kept_T: NDArray[np.int64]
+    blocks_N: np.ndarray
+    columns: NDArray[np.int64]
+    scales: NDArray[np.float32]
+    memory: NDArray[np.uint8]
+
+
+def gather(stored: Stored, ids_n: Tensor, table_F: NDArray[np.int64], rows_nD: Tensor) -> None:
+    """Write the row of every id (n, int32) into `rows_nD` (float32, contiguous), on as many threads as torch has.
+
+    Lookup j is of table `table_F[j % F]`, and left out where that is negative. Ids beyond a table's kept rows read row
+    0, negative ones are padding and give zeros.
+    """
+    of = (stored.first_T, stored.kept_T, stored.blocks_N, stored.columns, stored.scales, stored.memory)
+    arguments = (ids_n.numpy(), table_F, *of, rows_nD.numpy())
+    kernel, num_lookups = compiled(), len(ids_n)
+    threads = max(1, min(torch.get_num_threads(), num_lookups // SHARE))
+    first, *others = itertools.pairwise(num_lookups * i // threads for i in range(threads + 1))
+    waiting = [pool(os.getpid()).submit(kernel, *arguments, *part) for part in others]
+    kernel(*arguments, *first)
+    for part in waiting:
+        part.result()
+
+
+@cache
+def pool(process: int) -> ThreadPoolExecutor:
+    """Threads beside the calling one; a forked process has its own."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gather")
+
+
+@cache
+def compiled() -> Callable[..., None]:
+    """The kernel; compiling it takes seconds where Numba has not kept it, or cannot, as on a read-only disk."""
+    try:
+        return numba.njit(nogil=True, cache=True)(_gather)
+    except RuntimeError:
+        return numba.njit(nogil=True)(_gather)
+
+
+def _gather(
+    ids_n: Any,
+    table_F: Any,
+    first_T: Any,
+    kept_T: Any,
+    blocks_N: Any,
+    columns: Any,
+    scales: Any,
+    memory: Any,
+    rows_nD: Any,
+    low: int,
+    high: int,
+) -> None:
+    """Lookups `low` to `high` of `gather`'s, in groups: one is asked for, then the one before it is written."""
+    base, num_columns = memory.ctypes.data, max(len(table_F), 1)
+    chosen, places = np.empty(2 * AHEAD, np.int64), np.empty(2 * AHEAD, np.int64)
+    eight = np.empty(LANES, np.float32)
+    column = low % num_columns
+    for group in range(low, high + AHEAD, AHEAD):
+        for j in range(group, min(group + AHEAD, high)):
+            slot = (j - low) % (2 * AHEAD)
+            chosen[slot], places[slot] = _ask(np.int64(ids_n[j]), table_F[column], first_T, kept_T, blocks_N, base)
+            column = 0 if column + 1 == num_columns else column + 1
+        for j in range(max(group - AHEAD, low), min(group, high)):
+            slot = (j - low) % (2 * AHEAD)
+            if chosen[slot] >= 0:
+                _write(j, places[slot], blocks_N[chosen[slot]], columns, scales, eight, rows_nD)
+            elif chosen[slot] == ZEROS:
+                rows_nD[j] = 0.0
+
+
+@numba.njit
+def _ask(row: Any, table: Any, first_T: Any, kept_T: Any, blocks_N: Any, base: Any) -> tuple[int, int]:
+    """The block that has an id's row, and the row's address, whose memory is asked for."""
+    if table < 0:
+        return NOTHING, 0
+    if row < 0:
+        return ZEROS, 0
+    if row >= kept_T[table]:
+        row = 0
+    k = first_T[table]
+    while k + 1 < first_T[table + 1] and blocks_N[k + 1].start <= row:
+        k += 1
+    block = blocks_N[k]
+    if block.width == 0:
+        return ZEROS, 0
+    row -= block.start
+    if block.buckets:
+        row %= block.buckets
+    place = base + block.place + row * block.row_bytes
+    last = place + block.row_bytes - 1
+    for line in range(place, last, LINE):
+        _prefetch(line)
+    _prefetch(last)
+    return k, place
+
+
+@numba.njit
+def _write(j: int, place: int, block: Any, columns: Any, scales: Any, eight: Any, rows_nD: Any) -> None:
+    """Write the row at address `place` into row `j`; `eight` is room for the last values of a row."""
+    bits, own, width = block.bits, block.width, rows_nD.shape[1]
+    scale = np.float32(1.0)
+    if bits == 8:
+        scale = _half(place + block.row_bytes - 2)
+    elif bits < 8:
+        scale = scales[_byte(place + block.row_bytes - 1)]
+    direct = own // LANES * LANES if block.columns == PREFIX else 0
+    for c in range(0, direct, LANES):
+        _expand(bits, place + c * bits // 8, block.offset, scale, rows_nD.ctypes.data + 4 * (j * width + c))
+    for c in range(direct, width):
+        rows_nD[j, c] = 0.0
+    for c in range(direct, own, LANES):
+        _expand(bits, place + c * bits // 8, block.offset, scale, eight.ctypes.data)
+        for i in range(c, min(c + LANES, own)):
+            rows_nD[j, i if block.columns == PREFIX else columns[block.columns + i]] = eight[i - c]
+
+
+@numba.njit
+def _expand(bits: Any, source: Any, offset: Any, scale: Any, target: Any) -> None:
+    """Eight values stored at address `source` to float32 at address `target`."""
+    if bits == 8:
+        _expand_8(source, offset, scale, target)
+    elif bits == 4:
+        _expand_4(source, offset, scale, target)
+    elif bits == 2:
+        _expand_2(source, offset, scale, target)
+    elif bits == 16:
+        _expand_16(source, offset, scale, target)
+    else:
+        _expand_32(source, offset, scale, target)
+
+
+Emit = Callable[..., Any]
+"""Puts instructions into a function that is being built, `(builder, *values) -> value`."""
+_I8, _I16, _I32, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+def _reading(result: Any, emit: Emit) -> Any:
+    """A function of the kernel that takes an address."""
+
+    def typing(context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            value = emit(builder, *values)
+            return context.get_dummy_value() if result == types.void else value
+
+        return result(types.int64), generate
+
+    return intrinsic(typing)
+
+
+def _expansion(emit: Emit) -> Any:
+    """A function of the kernel (source, offset, scale, target) that stores a vector at the target's address."""
+
+    def typing(context: Any, source: Any, offset: Any, scale: Any, target: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            vector = emit(builder, *values[:3])
+            builder.store(vector, builder.inttoptr(values[3], vector.type.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.float32, types.float32, types.int64), generate
+
+    return intrinsic(typing)
+
+
+def _integers(bits: int) -> Emit:
+    """Emits eight stored integers of `bits` each as `(n - offset) scale`."""
+
+    def emit(builder: Any, source: Any, offset: Any, scale: Any) -> Any:
+        if bits == 8:
+            integers = _load(builder, source, ir.VectorType(_I8, LANES))
+        else:
+            together = _splat(builder, _widened(builder, _load(builder, source, ir.IntType(LANES * bits))))
+            shifts = ir.Constant(together.type, [bits * i for i in range(LANES)])
+            integers = builder.and_(builder.lshr(together, shifts), _constant(_I32, 2**bits - 1))
+        multiples = builder.fsub(builder.uitofp(integers, ir.VectorType(_FLOAT, LANES)), _splat(builder, offset))
+        return builder.fmul(multiples, _splat(builder, scale))
+
+    return emit
+
+
+def _widened(builder: Any, value: Any) -> Any:
+    return value if value.type == _I32 else builder.zext(value, _I32)
+
+
+def _halves(builder: Any, source: Any, offset: Any, scale: Any) -> Any:
+    """Emits eight float16 values as float32."""
+    return _float_of_half(builder, _load(builder, source, ir.VectorType(_I16, LANES)))
+
+
+def _floats(builder: Any, source: Any, offset: Any, scale: Any) -> Any:
+    return _load(builder, source, ir.VectorType(_FLOAT, LANES))
+
+
+def _first_half(builder: Any, source: Any) -> Any:
+    halves = _splat(builder, _load(builder, source, _I16))
+    return builder.extract_element(_float_of_half(builder, halves), _I32(0))
+
+
+def _float_of_half(builder: Any, halves: Any) -> Any:
+    """Float16 bits to float32, exactly; needs neither the processor's own conversion nor its subnormal numbers."""
+    bits = builder.zext(halves, ir.VectorType(_I32, LANES))
+    shifted = builder.shl(builder.and_(bits, _constant(_I32, 0x7FFF)), _constant(_I32, 13))
+    normal = builder.bitcast(builder.add(shifted, _constant(_I32, 112 << 23)), ir.VectorType(_FLOAT, LANES))
+    mantissa = builder.uitofp(builder.and_(bits, _constant(_I32, 0x3FF)), normal.type)
+    subnormal = builder.fmul(mantissa, _constant(_FLOAT, 2.0**-24))
+    has_exponent = builder.icmp_unsigned("!=", builder.and_(bits, _constant(_I32, 0x7C00)), _constant(_I32, 0))
+    magnitude = builder.bitcast(builder.select(has_exponent, normal, subnormal), bits.type)
+    sign = builder.shl(builder.and_(bits, _constant(_I32, 0x8000)), _constant(_I32, 16))
+    return builder.bitcast(builder.or_(magnitude, sign), normal.type)
+
+
+def _ask_for_line(builder: Any, address: Any) -> None:
+    """Emits LLVM's prefetch of the cache line at `address`: to be read (0), kept near (3), data (1)."""
+    name, pointer = "llvm.prefetch.p0", _I8.as_pointer()
+    function = builder.module.globals.get(name) or ir.Function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32]), name
+    )
+    builder.call(function, [builder.inttoptr(address, pointer), _I32(0), _I32(3), _I32(1)])
+
+
+def _load(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+
+def _constant(kind: Any, value: float) -> Any:
+    """A vector of one value eight times."""
+    return ir.Constant(ir.VectorType(kind, LANES), [value] * LANES)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    """A computed value eight times."""
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, _I32(0)), undefined, _constant(_I32, 0))
+
+
+_expand_2, _expand_4, _expand_8 = (_expansion(_integers(bits)) for bits in (2, 4, 8))
+_expand_16, _expand_32 = _expansion(_halves), _expansion(_floats)
+_half = _reading(types.float32, _first_half)
+_byte = _reading(types.uint8, lambda builder, address: _load(builder, address, _I8))
+_prefetch = _reading(types.void, _ask_for_line)
