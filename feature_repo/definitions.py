@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from feast import Entity, FeatureService, FeatureView, FileSource, Project, ValueType
 from feast import Field as Feature
 from feast.types import Array, FeastType, Float64, String, UnixTimestamp
@@ -62,9 +63,11 @@ def views(schema: Schema) -> tuple[View, ...]:
     return tuple(found)
 
 
-def definitions(schema: Schema) -> dict[str, Project | Entity | FeatureView | FeatureService]:
-    """Feast objects by name; no service without views."""
-    project = Project(name=schema.name, description=schema.description)
+def definitions(schema: Schema, project: str) -> dict[str, Project | Entity | FeatureView | FeatureService]:
+    """Feast objects by name, for a project of that name; no service without views."""
+    objects: dict[str, Project | Entity | FeatureView | FeatureService] = {
+        "project": Project(name=project, description=schema.description)
+    }
     entities: dict[str, Entity] = {}
     feature_views: dict[str, FeatureView] = {}
     for view in views(schema):
@@ -85,10 +88,11 @@ def definitions(schema: Schema) -> dict[str, Project | Entity | FeatureView | Fe
             source=FileSource(name=f"{view.name}_source", path=view.path, timestamp_field=TIMESTAMP),
         )
     if not feature_views:
-        return {"project": project}
+        return objects
     service = FeatureService(name=schema.feature_service, features=list(feature_views.values()))
-    return {"project": project, **entities, **feature_views, "service": service}
+    return {**objects, **entities, **feature_views, "service": service}
 
 
 if (_beside := Path(__file__).with_name("schema.yaml")).is_file():
-    globals().update(definitions(Schema.load(_beside)))
+    _config = yaml.safe_load(_beside.with_name("feature_store.yaml").read_text())
+    globals().update(definitions(Schema.load(_beside), _config["project"]))

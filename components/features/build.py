@@ -18,12 +18,20 @@ from narrowcast.records import StepRecord, writing_directory
 
 
 def build_features(
-    dataset: str | Path, schema: Schema, seed: int, frame_target: str | Path, store_target: str | Path
+    dataset: str | Path,
+    schema: Schema,
+    seed: int,
+    frame_target: str | Path,
+    store_target: str | Path,
+    online_store: str = "",
 ) -> None:
     """Write the training frame and the feature store of a validated data set.
 
     The frame holds, for every event, what was known strictly before it; the online store what is known after the last.
-    Raises NarrowcastError for missing tables, events without a time, or an account of rows that does not add up.
+    `online_store`: the URL of a Redis, or empty for SQLite in the folder.
+
+    Raises NarrowcastError for missing tables, events without a time, an account of rows that does not add up, or a
+    Redis that does not answer.
     """
     dataset = Path(dataset)
     if not (dataset / "events.parquet").is_file():
@@ -33,7 +41,7 @@ def build_features(
         writing_directory(store_target) as store_folder,
         writing_directory(frame_target) as frame_folder,
     ):
-        store = create_store(connection, schema, store_folder)
+        store = create_store(connection, schema, store_folder, online_store)
         frame = training_frame(connection, store, schema, seed)
         end = pc.max(frame[TIMESTAMP]).as_py() if schema.timestamp else EPOCH + timedelta(days=1)
         materialise(store, schema, end)

@@ -1,16 +1,25 @@
 """The features of users and items, as the online store has them."""
 
+import logging
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from feast import FeatureStore
+import redis
+from feast import FeatureStore, FeatureView
+from feast.infra.online_stores.helpers import get_online_store_from_config
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import feast_value_type_to_python_type
 
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.features.frame import derived_defaults
-from narrowcast.components.features.store import SCHEMA, open_store
-from narrowcast.feature_repo.definitions import views
+from narrowcast.components.features.store import END, SCHEMA, in_redis, missing_view, open_store
+from narrowcast.errors import NarrowcastError
+from narrowcast.feature_repo.definitions import EPOCH, views
 
 Owner: TypeAlias = Literal["user", "item"]
 Row: TypeAlias = tuple[Any, ...]
@@ -18,28 +27,47 @@ Row: TypeAlias = tuple[Any, ...]
 
 
 class OnlineFeatures:
-    """A feature store folder opened for look-ups; `names` has the features of each owner, `keys` the owners' keys.
+    """A feature store folder opened for look-ups.
 
-    Reads may run in several threads.
+    `keys` has the key of each owner (None where the schema has none), `names` the features that it looks up. Values
+    `may_change` while the folder is open where they lie in a Redis. Several threads may read: each has a connection of
+    its own.
     """
 
     def __init__(self, store: FeatureStore, schema: Schema) -> None:
-        self.store = store
         self.schema = schema
+        self.may_change = in_redis(store)
         self.keys: dict[Owner, str | None] = {"user": schema.user, "item": schema.item}
         self.names: dict[Owner, tuple[str, ...]] = {}
-        self._references: dict[Owner, list[str]] = {}
+        self._views: dict[Owner, list[tuple[FeatureView, list[str]]]] = {}
         for owner in self.keys:
-            fields = [(view.name, f.name) for view in views(schema) if view.owner == owner for f in view.fields]
-            self.names[owner] = tuple(name for _, name in fields)
-            self._references[owner] = [f"{view}:{name}" for view, name in fields]
+            owned = [view for view in views(schema) if view.owner == owner]
+            self.names[owner] = tuple(f.name for view in owned for f in view.fields)
+            self._views[owner] = [(store.get_feature_view(v.name), [f.name for f in v.fields]) for v in owned]
+        self._config = store.config
+        self._local = threading.local()
         self._defaults = derived_defaults(schema)
 
     @classmethod
     def load(cls, store_dir: str | Path) -> "OnlineFeatures":
-        """Open the folder that the features step wrote, wherever it lies now. Raises NarrowcastError if it is none."""
+        """Open the folder that the features step wrote, wherever it lies now.
+
+        A Redis that does not answer is no error, as it may come back. Raises NarrowcastError where the folder is no
+        feature store, or its Redis does not hold its entities.
+        """
         folder = Path(store_dir)
-        return cls(open_store(folder), Schema.load(folder / SCHEMA))
+        store, schema = open_store(folder), Schema.load(folder / SCHEMA)
+        try:
+            missing = missing_view(store, folder, schema)
+        except redis.RedisError as error:
+            missing = None
+            logging.getLogger(__name__).warning("the Redis of %s does not answer yet: %s", folder, error)
+        if missing:
+            raise NarrowcastError(
+                f"the Redis at {store.config.online_store.url} does not hold '{missing}' of feature store {folder}: "
+                f"write it with `feast -c {folder} materialize {EPOCH:%Y-%m-%dT%H:%M:%S} {END:%Y-%m-%dT%H:%M:%S}`"
+            )
+        return cls(store, schema)
 
     def lookup(self, user: str, items: Sequence[str]) -> dict[str, list[Any]]:
         """The schema's user and item inputs by name, keys included, each with one value an item.
@@ -60,19 +88,30 @@ class OnlineFeatures:
         return columns
 
     def read(self, owner: Owner, ids: Sequence[str]) -> list[Row]:
-        """The owner's features of every id."""
-        key = self.keys[owner]
-        if not ids or not key or not self.names[owner]:
-            return [()] * len(ids)
-        found = self.store.get_online_features(self._references[owner], {key: list(ids)}).to_dict()
-        columns = [[self._value(name, value) for value in found[name]] for name in self.names[owner]]
-        return list(zip(*columns, strict=True))
+        """The owner's features of every id, those that `FeatureStore.get_online_features` gives.
+
+        Its checks, its response and its search for the views take as long as the read itself, so we ask the online
+        store, one view after the other. Raises whatever the store raises.
+        """
+        key = self.keys[owner] or ""
+        keys = [EntityKey(join_keys=[key], entity_values=[Value(string_val=id_)]) for id_ in ids]
+        columns: list[list[Any]] = []
+        for view, names in self._views[owner] if ids else ():
+            found = [values or {} for _, values in self._online().online_read(self._config, view, keys, list(names))]
+            columns += [[self._value(name, values.get(name)) for values in found] for name in names]
+        return list(zip(*columns, strict=True)) or [()] * len(ids)
 
     def defaults(self, owner: Owner) -> Row:
         """The features of an entity that the store has never seen."""
         return tuple(self._defaults.get(name) for name in self.names[owner])
 
-    def _value(self, name: str, value: Any) -> Any:
+    def _online(self) -> OnlineStore:
+        if not hasattr(self._local, "online"):
+            self._local.online = get_online_store_from_config(self._config.online_store)
+        return self._local.online
+
+    def _value(self, name: str, stored: Value | None) -> Any:
+        value = None if stored is None else feast_value_type_to_python_type(stored)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return self._defaults.get(name)
         return value

@@ -1,36 +1,62 @@
 """A feature store folder: written, filled and opened."""
 
 import contextlib
+import hashlib
 import io
 import shutil
 import warnings
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
+import redis
 from feast import FeatureStore
+from feast.infra.online_stores.helpers import get_online_store_from_config
 
 from narrowcast import feature_repo
 from narrowcast.components.data.schema import Schema
+from narrowcast.components.features.redis_store import (
+    PASSWORD,
+    UrlRedisOnlineStore,
+    UrlRedisOnlineStoreConfig,
+    check_url,
+)
 from narrowcast.components.features.sources import write_sources
 from narrowcast.errors import NarrowcastError
 from narrowcast.feature_repo.definitions import EPOCH, definitions, views
+from narrowcast.records import digest
 
 CONFIG, SCHEMA = "feature_store.yaml", "schema.yaml"
 TEMPLATES = Path(str(feature_repo.__file__)).parent
+SQLITE = "type: sqlite\n  path: online.db"
+END = datetime(2200, 1, 1, tzinfo=UTC)
+"""After any event that ingestion lets pass."""
 
 
-def create_store(connection: duckdb.DuckDBPyConnection, schema: Schema, folder: Path) -> FeatureStore:
-    """Write sources, schema and definitions into an empty folder and apply them; the online store is still empty."""
-    config = (TEMPLATES / CONFIG).read_text().replace("project: narrowcast", f'project: "{schema.name}"')
-    (folder / CONFIG).write_text(config)
+def create_store(
+    connection: duckdb.DuckDBPyConnection, schema: Schema, folder: Path, online_store: str = ""
+) -> FeatureStore:
+    """Write sources, schema and definitions into an empty folder and apply them; the online store is still empty.
+
+    `online_store`: the URL of a Redis, or empty for SQLite in the folder. The Feast project is named for the schema and
+    the sources' content, so that in one Redis every version has keys of its own and equal ones share theirs.
+    """
     (folder / SCHEMA).write_text(schema.to_text())
     shutil.copyfile(TEMPLATES / "definitions.py", folder / "definitions.py")
     write_sources(connection, schema, folder)
+    contents = "".join(digest(folder / name) for name in (SCHEMA, *(view.path for view in views(schema))))
+    project = f"{schema.name}_{hashlib.md5(contents.encode(), usedforsecurity=False).hexdigest()[:12]}"
+    config = (TEMPLATES / CONFIG).read_text().replace("project: narrowcast", f"project: {project}")
+    if online_store:
+        assert SQLITE in config
+        redis_store = f"{UrlRedisOnlineStore.__module__}.{UrlRedisOnlineStore.__qualname__}"
+        config = config.replace(SQLITE, f'type: {redis_store}\n  url: "{check_url(online_store)}"')
+    (folder / CONFIG).write_text(config)
     store = open_store(folder)
-    with _quiet():
-        store.apply(list(definitions(schema).values()))
+    with _quiet(), redis_errors(store):
+        store.apply(list(definitions(schema, project).values()))
     return store
 
 
@@ -43,10 +69,63 @@ def open_store(folder: Path) -> FeatureStore:
 
 
 def materialise(store: FeatureStore, schema: Schema, end: datetime) -> None:
-    """Write every entity's latest state up to `end` to the online store, through Feast."""
+    """Write every entity's latest state up to `end` to the online store, through Feast.
+
+    Raises NarrowcastError where the online store is a Redis that does not answer.
+    """
     if views(schema):
-        with _quiet():
+        with _quiet(), redis_errors(store):
             store.materialize(start_date=EPOCH, end_date=end)
+
+
+def fill(folder: Path) -> bool:
+    """Write the folder's entities to its Redis where they are not there (it was emptied, say); whether they were not.
+
+    A SQLite store lies in the folder and has them. Raises NarrowcastError where Redis does not answer.
+    """
+    store, schema = open_store(folder), Schema.load(folder / SCHEMA)
+    with redis_errors(store):
+        missing = missing_view(store, folder, schema)
+    if missing:
+        materialise(store, schema, END)
+    return missing is not None
+
+
+def missing_view(store: FeatureStore, folder: Path, schema: Schema) -> str | None:
+    """The first view whose last entity the store's Redis does not hold, which is the last one written there.
+
+    Raises redis.RedisError where Redis does not answer.
+    """
+    if not in_redis(store):
+        return None
+    online = get_online_store_from_config(store.config.online_store)
+    assert isinstance(online, UrlRedisOnlineStore)
+    for view in views(schema):
+        file = pq.ParquetFile(folder / view.path)
+        if file.metadata.num_rows:
+            rows = file.read_row_group(file.num_row_groups - 1, columns=[view.key])
+            entity = rows[view.key][-1].as_py()
+            if entity is not None and not online.holds(store.config, store.get_feature_view(view.name), entity):
+                return view.name
+    return None
+
+
+def in_redis(store: FeatureStore) -> bool:
+    """Whether the online values lie in Redis, where they may change and vanish, and not in the folder."""
+    return isinstance(store.config.online_store, UrlRedisOnlineStoreConfig)
+
+
+@contextlib.contextmanager
+def redis_errors(store: FeatureStore) -> Iterator[None]:
+    """A Redis that does not answer, in one sentence."""
+    try:
+        yield
+    except redis.AuthenticationError as error:
+        url = store.config.online_store.url
+        raise NarrowcastError(f"the Redis at {url} refuses us ({error}): set its password as {PASSWORD}") from None
+    except redis.RedisError as error:
+        url = store.config.online_store.url
+        raise NarrowcastError(f"the Redis at {url} does not answer ({error}): start it, or mend online_store") from None
 
 
 @contextlib.contextmanager

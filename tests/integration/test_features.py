@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import shutil
 import sqlite3
 from datetime import timedelta
@@ -197,9 +198,9 @@ fields: [{name: u, type: categorical, owner: user}]
     frame, store = build(dataset, schema, tmp_path)
     assert frame["user_events"].tolist() == [0.0] * users + [1.0] * users
     with sqlite3.connect(store / "online.db") as connection:
-        (entities, values) = connection.execute(
-            "SELECT count(DISTINCT entity_key), count(*) FROM many_user_statistics"
-        ).fetchone()
+        ((table,),) = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        (entities, values) = connection.execute(f"SELECT count(DISTINCT entity_key), count(*) FROM {table}").fetchone()
+    assert re.fullmatch("many_[0-9a-f]{12}_user_statistics", table)
     assert (entities, values) == (users, 3 * users)
     assert OnlineFeatures.load(store).lookup(names[-1], [])["user_events"] == []
 

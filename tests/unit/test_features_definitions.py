@@ -22,7 +22,7 @@ def test_every_input_of_an_entity_is_in_one_view_beside_its_key(tiny_schema):
 
 
 def test_the_service_is_named_for_the_schema_and_reads_every_view(tiny_schema):
-    objects = definitions(tiny_schema)
+    objects = definitions(tiny_schema, "tiny_1")
     service = objects["service"]
     assert service.name == tiny_schema.feature_service
     assert {p.name for p in service.feature_view_projections} == {view.name for view in views(tiny_schema)}
@@ -47,7 +47,7 @@ history: {}
 def test_a_schema_without_entities_has_a_project_and_nothing_else():
     schema = Schema.from_text(NO_ENTITY)
     assert views(schema) == ()
-    assert list(definitions(schema)) == ["project"]
+    assert list(definitions(schema, "ads_1")) == ["project"]
 
 
 def test_the_epoch_is_before_any_event_that_ingestion_lets_pass():

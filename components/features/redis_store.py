@@ -1,0 +1,71 @@
+"""Feast's Redis online store, addressed by a URL, its password from the environment only."""
+
+import os
+from typing import Literal
+from urllib.parse import urlsplit
+
+from feast import FeatureView
+from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import RepoConfig
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as ConnectionLostError
+from redis.retry import Retry
+
+from narrowcast.errors import NarrowcastError
+
+PASSWORD = "NARROWCAST_REDIS_PASSWORD"
+SOCKET_SECONDS = 5.0
+"""A read, a write or a connection that takes longer has failed."""
+
+
+class UrlRedisOnlineStoreConfig(RedisOnlineStoreConfig):
+    type: Literal["narrowcast.components.features.redis_store.UrlRedisOnlineStore"]  # type: ignore[assignment]
+    url: str
+
+
+class UrlRedisOnlineStore(RedisOnlineStore):
+    """Keeps one hash an entity, whose key ends with the Feast project: stores of other projects do not meet there."""
+
+    def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> Redis:
+        assert isinstance(online_store_config, UrlRedisOnlineStoreConfig)
+        if not isinstance(self._client, Redis):
+            self._client = Redis.from_url(
+                online_store_config.url,
+                password=os.environ.get(PASSWORD) or None,
+                socket_timeout=SOCKET_SECONDS,
+                socket_connect_timeout=SOCKET_SECONDS,
+                retry=Retry(NoBackoff(), 1, (ConnectionLostError,)),  # one that the server closed since the last read
+            )
+        return self._client
+
+    def holds(self, config: RepoConfig, view: FeatureView, entity: str) -> bool:
+        """Whether the entity has values of the view. Raises redis.RedisError where Redis does not answer."""
+        key = EntityKey(join_keys=list(view.join_keys), entity_values=[Value(string_val=entity)])
+        (name,) = self._generate_redis_keys_for_entities(config, [key])
+        return bool(self._get_client(config.online_store).execute_command("HEXISTS", name, f"_ts:{view.name}"))
+
+
+def check_url(url: str) -> str:
+    """The URL itself. Raises NarrowcastError unless it is redis://[user@]host[:port][/db], or rediss:// for TLS."""
+    try:
+        parts = urlsplit(url)
+        port, database = parts.port, parts.path.strip("/")
+    except ValueError:
+        raise _bad(url, "its port is no number") from None
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query or parts.fragment or port == 0:
+        raise _bad(url, "it is no Redis address")
+    if parts.password is not None:
+        shown = url.replace(f":{parts.password}@", "@")
+        raise _bad(shown, f"a password must not be written down: take it out and set {PASSWORD} in the environment")
+    if database and not database.isdecimal():
+        raise _bad(url, f"the database '{database}' is no number")
+    return url
+
+
+def _bad(url: str, why: str) -> NarrowcastError:
+    return NarrowcastError(
+        f"online_store is '{url}', but {why}; it must be redis://host:port/db, or empty for SQLite in the folder"
+    )
