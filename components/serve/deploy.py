@@ -1,4 +1,8 @@
-"""Endpoints of this machine: a server process each, its state in a file, replaced only by one that answers."""
+"""Endpoints of this machine: a server process each, its state in a file, its model replaced only by one that answers.
+
+`<home>/endpoints/<endpoint>/` holds a folder a model (`<md5>/model`, `<md5>/store`), the link `current` to the one that
+serves, and the server's log and announcement.
+"""
 
 import contextlib
 import fcntl
@@ -15,6 +19,8 @@ from narrowcast.errors import NarrowcastError, nearest
 from narrowcast.records import StepRecord, digest, read_json, write_json, writing_directory
 
 Location = str | os.PathLike[str]
+CURRENT = "current"
+ANNOUNCED = "server.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +35,9 @@ class Endpoint:
     model_md5: str
     store_path: str
     started: str
+    grpc_url: str | None = None
+    code: str | None = None
+    """md5 of what the process runs, from `process.code_md5`."""
 
     def answers(self) -> bool:
         return process.is_running(self.pid) and client.is_ready(self.url, self.model)
@@ -67,7 +76,7 @@ def deploy(
             if not deployed:
                 reason = f"this model already serves at {serving.url}"
         except NarrowcastError as error:
-            reason = f"the new server does not answer: {error}"
+            reason = f"the new model does not answer: {error}"
     with writing_directory(target) as folder:
         result = {
             "endpoint": endpoint,
@@ -85,10 +94,11 @@ def deploy(
 def replace(endpoint: str, home: Location, packed_model: Location, feature_store: Location) -> Endpoint:
     """Serve a packed model at the endpoint, asking no gate; where it already serves and answers, it is left alone.
 
-    The old server answers until the new one does; then the state file is switched and the old one ends.
+    A server that runs this code takes the new model over, at the same address. Any other answers until a new one does;
+    then the state file is switched and the old one ends.
 
     Raises:
-        NarrowcastError: if the new server does not answer; the endpoint is then as it was.
+        NarrowcastError: if the new model does not answer; the endpoint is then as it was.
     """
     md5 = digest(packed_model)
     with _locked(home, endpoint):
@@ -109,10 +119,11 @@ def start(endpoint: str, home: Location) -> Endpoint:
 
 
 def _switch(endpoint: str, home: Location, md5: str, old: Endpoint | None) -> Endpoint:
-    """Start a server of the copied model `md5`, make it the endpoint's, and end the old one's."""
+    """Have the copied model `md5` served, by the endpoint's server or a new one, and make it the endpoint's."""
     folder = (_folder(home) / endpoint / md5).resolve()
     model, store = folder / "model", folder / "store"
-    server = process.start(model, store, folder / "server.log", outlive=True)
+    with _current(folder):
+        server = _swapped(folder, md5, old) or _started(folder)
     new = Endpoint(
         name=endpoint,
         model=server.name,
@@ -122,15 +133,58 @@ def _switch(endpoint: str, home: Location, md5: str, old: Endpoint | None) -> En
         model_md5=md5,
         store_path=str(store),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
+        grpc_url=server.grpc_url,
+        code=process.code_md5(),
     )
     write_json(_state(home, endpoint), asdict(new))
-    if old:
+    if old and old.pid != new.pid:
         process.stop(old.pid)
     # A run may still be judging against the previous model; older ones nobody needs.
     for other in folder.parent.iterdir():
-        if other.name not in {md5, old.model_md5 if old else md5}:
+        if other.is_dir() and not other.is_symlink() and other.name not in {md5, old.model_md5 if old else md5}:
             shutil.rmtree(other, ignore_errors=True)
     return new
+
+
+def _swapped(folder: Path, md5: str, old: Endpoint | None) -> process.Server | None:
+    """The endpoint's server once it answers with the model in `folder`; None where a new process is needed."""
+    if not old or old.code != process.code_md5() or not old.answers():
+        return None
+    try:
+        return process.swap(old.pid, folder.parent / ANNOUNCED, md5)
+    except process.ServerEndedError:
+        return None
+
+
+def _started(folder: Path) -> process.Server:
+    """A new server that follows the endpoint's link."""
+    log = folder.parent / "server.log"
+    if log.exists():
+        log.replace(log.with_suffix(".log.old"))  # a server that still runs goes on writing there
+    model, store = folder.parent / CURRENT / "model", folder.parent / CURRENT / "store"
+    return process.start(model, store, log, outlive=True, announce=folder.parent / ANNOUNCED)
+
+
+@contextlib.contextmanager
+def _current(folder: Path) -> Iterator[None]:
+    """The endpoint's link leads to `folder`, and back to where it led if the block fails."""
+    link = folder.parent / CURRENT
+    before = link.readlink() if link.is_symlink() else None
+    _lead(link, Path(folder.name))
+    try:
+        yield
+    except BaseException:
+        if before:
+            _lead(link, before)
+        raise
+
+
+def _lead(link: Path, target: Path) -> None:
+    """Make the link, or turn it, at once."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
 
 
 def stop(endpoint: str, home: Location) -> dict[str, Any]:

@@ -1,21 +1,24 @@
 """A server as a process of its own: start, wait until it answers, stop."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console
 
+import narrowcast
 from narrowcast.components.serve import client
 from narrowcast.errors import NarrowcastError
-from narrowcast.records import read_json
+from narrowcast.records import digest, read_json
 
 SERVER = "narrowcast.components.serve.server"
 STAY = b"stay"
@@ -24,30 +27,50 @@ SECONDS_TO_START = 180.0
 SECONDS_TO_STOP = 15.0
 
 
+class ServerEndedError(NarrowcastError):
+    """The process is gone."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """A process that serves `name` at `url`. Where it has a `lifeline` it ends when that is closed, as when we end."""
+    """A process that serves the model `model_md5` as `name` at `url`, and at `grpc_url` over gRPC.
+
+    Where it has a `lifeline` it ends when that is closed, as when we end.
+    """
 
     name: str
     url: str
+    grpc_url: str
     pid: int
+    model_md5: str
     lifeline: IO[bytes] | None = None
 
 
-def start(model: Path, store: Path, log: Path, *, outlive: bool, seconds: float = SECONDS_TO_START) -> Server:
-    """Start a server on a free port and return once it answered its sample request over HTTP.
+def start(
+    model: Path,
+    store: Path,
+    log: Path,
+    *,
+    outlive: bool,
+    announce: Path | None = None,
+    options: Sequence[str] = (),
+    seconds: float = SECONDS_TO_START,
+) -> Server:
+    """Start a server on free ports and return once it answered its sample request over HTTP.
 
     Its output goes to `log`. With `outlive` it is in a session of its own, which no signal to this one reaches, and
-    stays when this process ends; else it ends with the `Server` returned here.
+    stays when this process ends; else it ends with the `Server` returned here. `model` and `store` may be links, which
+    `swap` follows anew; it needs a file `announce` that stays. `options` are the server's other ones.
 
     Raises:
         NarrowcastError: with the server's own reason; nothing is left running then.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
-        announce = Path(folder) / "server.json"
-        command = [sys.executable, "-m", SERVER, "--model", str(model.resolve()), "--store", str(store.resolve())]
-        command += ["--port", "0", "--announce", str(announce), "--tied"]
+        announce = announce or Path(folder) / "server.json"
+        announce.unlink(missing_ok=True)
+        command = [sys.executable, "-m", SERVER, "--model", str(model.absolute()), "--store", str(store.absolute())]
+        command += ["--port", "0", "--grpc-port", "0", "--announce", str(announce.absolute()), "--tied", *options]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=outlive
         )
@@ -55,7 +78,7 @@ def start(model: Path, store: Path, log: Path, *, outlive: bool, seconds: float 
         try:
             with Console(stderr=True).status("Starting the server"):
                 _wait_for(announce, process, log, seconds)
-            server = Server(**read_json(announce), lifeline=None if outlive else process.stdin)
+            server = _announced(announce, None if outlive else process.stdin)
             sample = read_json(model / "sample_request.json")
             answer = client.probabilities(client.infer(server.url, server.name, sample["request"]["inputs"]))
             if len(answer) != len(sample["expected"]):
@@ -71,6 +94,46 @@ def start(model: Path, store: Path, log: Path, *, outlive: bool, seconds: float 
             raise
     process.returncode = 0  # the server is meant to outlive this object
     return server
+
+
+def swap(pid: int, announce: Path, model_md5: str, *, seconds: float = SECONDS_TO_START) -> Server:
+    """Have a running server load what its links lead to now, and return once it answers with the model `model_md5`.
+
+    Raises:
+        ServerEndedError: where the server ended over it.
+        NarrowcastError: with the server's own reason; it then answers with the model that it had.
+    """
+    announce.unlink(missing_ok=True)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGHUP)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if announce.is_file():
+            told = read_json(announce)
+            if told["error"]:
+                raise NarrowcastError(told["error"])
+            if told["model_md5"] == model_md5:
+                return _announced(announce, None)
+        if not is_running(pid):
+            raise ServerEndedError(f"the server with pid {pid} ended while it loaded the new model: see its log")
+        time.sleep(0.05)
+    raise NarrowcastError(f"the server with pid {pid} did not load the new model within {seconds:.0f} s: see its log")
+
+
+def code_md5() -> str:
+    """md5 of the interpreter's path and version and of this package's sources: what a running server is made of."""
+    root = Path(narrowcast.__file__).parent
+    folders = [root, *((root / name).resolve() for name in ("components", "feature_repo"))]
+    md5 = hashlib.md5(f"{sys.executable} {sys.version}".encode(), usedforsecurity=False)
+    for folder in folders:
+        for file in sorted(folder.rglob("*.py")):
+            md5.update(f"{file.relative_to(folder).as_posix()} {digest(file)}\n".encode())
+    return md5.hexdigest()
+
+
+def _announced(announce: Path, lifeline: IO[bytes] | None) -> Server:
+    told = read_json(announce)
+    return Server(**{key: told[key] for key in ("name", "url", "grpc_url", "pid", "model_md5")}, lifeline=lifeline)
 
 
 def _wait_for(announce: Path, process: "subprocess.Popen[bytes]", log: Path, seconds: float) -> None:

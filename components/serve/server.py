@@ -1,231 +1,213 @@
-"""The predictor: a packed model and a feature store behind the Open Inference Protocol v2 (REST), on KServe's server.
+"""The server: a packed model and a feature store behind the Open Inference Protocol v2, over HTTP and gRPC.
 
 python -m narrowcast.components.serve.server --model DIR --store DIR --port 8080
+
+SIGHUP replaces the model by what `--model` and `--store`, which may be links, lead to then; SIGTERM ends the server
+once what it took is answered.
 """
 
 import argparse
-import json
+import asyncio
+import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Generator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import kserve
-import numpy as np
-import pyarrow as pa
-from fastapi import Request as HttpRequest
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING
-from kserve.model_server import app
-from kserve.protocol.dataplane import DataPlane
-from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
-from kserve.protocol.model_repository_extension import ModelRepositoryExtension
-from kserve.protocol.rest.server import RESTServer
-from prometheus_client import Counter, Histogram
-from starlette.types import ASGIApp, Receive, Scope, Send
+import grpc
+import torch
+import uvicorn
+from starlette.types import ASGIApp
 
-from narrowcast.components.compact.packed import PackedModel
-from narrowcast.components.data.columns import to_text
-from narrowcast.components.features.online import OnlineFeatures
+from narrowcast.components.serve import logs
+from narrowcast.components.serve.amortised import CACHE_BYTES
+from narrowcast.components.serve.grpc_server import grpc_server
+from narrowcast.components.serve.logs import event
+from narrowcast.components.serve.predictor import MAX_REQUESTS, Predictor
 from narrowcast.components.serve.process import STAY
-from narrowcast.components.serve.protocol import RequestError, parse, signature
+from narrowcast.components.serve.protocol import MAX_CANDIDATES
+from narrowcast.components.serve.rest import MAX_BODY_BYTES, Front, ServerDataPlane, kserve_app
+from narrowcast.components.serve.threads import Threads
+from narrowcast.components.serve.versions import VersionConfig, load_version, schema_name, warm_lookups
 from narrowcast.errors import NarrowcastError
-from narrowcast.records import read_json, write_json
+from narrowcast.records import write_json
 
-SECONDS_TO_STOP = 5
-"""Requests still running this long after SIGTERM are cut off."""
-MAX_BODY_BYTES = 64 << 20
-
-STAGE_SECONDS = Histogram(
-    "narrowcast_stage_seconds",
-    "Seconds of one request in a stage: lookup (feature store), encode, score",
-    ["model_name", "stage"],
-    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-)
-CANDIDATES = Counter("narrowcast_candidates", "Candidates scored", ["model_name"])
-UNKNOWN_IDS = Counter("narrowcast_unknown_ids", "User and item keys that the model never saw", ["model_name", "key"])
-CLIENT_ERRORS = Counter("narrowcast_client_errors", "Requests refused with status 400")
+BACKLOG = 2048
+SECONDS_IDLE = 65
+"""A connection without a request is closed then; load balancers give up theirs after 60."""
+SECONDS_TO_CLOSE = 5.0
+SWITCH_SECONDS = 0.0005
+"""A thread that computes in Python lets another in after this long, so that the loop answers beside a load."""
+T = TypeVar("T")
 
 
-def _spelled(ids: list[str]) -> list[str]:
-    """Ids as the feature store has them: "1.0" is "1"."""
-    return [text or "" for text in to_text(pa.array(ids, pa.string())).to_pylist()]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """`model` and `store` are read again at every swap, so they may be links.
+
+    After SIGTERM requests are still taken for `linger_seconds`, while the server says that it is not ready, so that
+    whoever sends them learns of it first; then running ones have `drain_seconds` to end.
+    """
+
+    model: Path
+    store: Path
+    versions: VersionConfig
+    max_requests: int = MAX_REQUESTS
+    max_body_bytes: int = MAX_BODY_BYTES
+    linger_seconds: float = 0.5
+    drain_seconds: float = 5.0
+    announce: Path | None = None
 
 
-class Predictor(kserve.Model):
-    """Scores candidates: given inputs from the request, the others from the feature store."""
+class Server:
+    """Serves on a claimed socket, and over gRPC where a port is given, from `run` until it is told to stop."""
 
-    def __init__(self, name: str, packed: PackedModel, store: OnlineFeatures) -> None:
-        super().__init__(name)
-        self.packed = packed
-        self.store = store
-        self.schema = packed.schema
+    def __init__(self, config: ServerConfig, name: str, claimed: socket.socket, grpc_port: int | None = None) -> None:
+        self.config = config
+        self.claimed = claimed
+        self.grpc_port = grpc_port
+        self.host, port = claimed.getsockname()[:2]
+        self.url = f"http://{_address(self.host, port)}"
+        self.grpc_url: str | None = None
+        self.predictor = Predictor(name, max_requests=config.max_requests)
+        self._loader = Threads(1, 1, "loader")
+        self._stop = asyncio.Event()
+        self._swap = asyncio.Event()
 
-    def get_input_types(self) -> list[dict[str, Any]]:
-        return signature(self.schema)
-
-    def get_output_types(self) -> list[dict[str, Any]]:
-        return [{"name": "probability", "datatype": "FP32", "shape": [-1]}]
-
-    def predict(
-        self,
-        payload: Any,
-        headers: dict[str, str] | None = None,
-        response_headers: dict[str, str] | None = None,
-    ) -> InferResponse:
-        """Answer one v2 request; `parameters` of the response name the keys that the model never saw.
-
-        Raises:
-            RequestError: for a request that cannot be scored.
-        """
-        if not isinstance(payload, InferRequest):
-            raise RequestError(f"only the v2 protocol is served: POST to /v2/models/{self.name}/infer")
-        identity = str(uuid.uuid4()) if payload.id is None else payload.id
-        if not isinstance(identity, str) or not identity.isprintable():
-            raise RequestError("the request's id is not printable text: send a plain one or none")
-        probability_M, unknown = self.score([tensor.to_dict() for tensor in payload.inputs])
-        output = InferOutput("probability", [len(probability_M)], "FP32", data=probability_M.tolist())
-        parameters = {f"unknown_{key}": json.dumps(ids) for key, ids in unknown.items() if ids}
-        return InferResponse(identity, self.name, [output], parameters=parameters or None)
-
-    def explain(self, payload: Any, headers: dict[str, str] | None = None) -> InferResponse:
-        raise RequestError(f"no explanations are served: POST to /v2/models/{self.name}/infer")
-
-    def score(self, tensors: list[Mapping[str, Any]]) -> tuple[np.ndarray, dict[str, list[str]]]:
-        """Probabilities (float32, M) of a request's tensors, and the unknown ids by key name."""
-        request = parse(self.schema, tensors)
-        columns: dict[str, Any] = dict(request.columns)
-        with self._timed("lookup"):
-            if missing := request.to_look_up(self.schema):
-                user, item = self._keys()
-                (user_id,) = _spelled(columns[user][:1])
-                found = self.store.lookup(user_id, _spelled(columns[item]))
-                columns |= {name: found[name] for name in missing}
-        with self._timed("encode"):
-            try:
-                batch = self.packed.encoder.transform(columns)
-            except NarrowcastError as error:
-                raise RequestError(str(error)) from None
-        with self._timed("score"):
-            probability_M = self.packed.batch_scores(batch)
-        CANDIDATES.labels(self.name).inc(request.num_candidates)
-        unknown = {}
-        for key in self._keys():
-            ids_M = batch.ids_BF[:, self.packed.encoder.layout.categorical.index(key)]
-            unknown[key] = list(dict.fromkeys(columns[key][row] for row in np.flatnonzero(ids_M == 0)))
-            UNKNOWN_IDS.labels(self.name, key).inc(len(unknown[key]))
-        return probability_M, unknown
-
-    def check_sample(self, directory: Path) -> None:
-        """Answer the packed sample request.
-
-        Raises:
-            NarrowcastError: where an answer is further from the expected probability than the sample tolerates.
-        """
-        sample = read_json(directory / "sample_request.json")
+    async def run(self) -> None:
+        """Load, answer, swap and end. Raises NarrowcastError where the first version will not do."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._swap.set)
+        front = Front(self.predictor, kserve_app(ServerDataPlane(self.predictor)), self.config.max_body_bytes)
+        http = _HTTPServer(front, self.config.drain_seconds)
+        remote = self._grpc_server()
+        serving = asyncio.create_task(http.serve(sockets=[self.claimed]))
+        serving.add_done_callback(lambda _: self._stop.set())
         try:
-            scored_M, _ = self.score(sample["request"]["inputs"])
-        except RequestError as error:
+            if remote:
+                await remote.start()
+            event("loading", model=str(self.config.model), store=str(self.config.store))
+            await self._unless_stopped(self._load())
+            if not self._stop.is_set():
+                self._announce(None)
+                event("ready", url=self.url, grpc_url=self.grpc_url, version=self._md5())
+            while await self._unless_stopped(self._swap.wait()):
+                self._swap.clear()
+                await self._unless_stopped(self._try_swap())
+            event("ending")
+            front.closing, self.predictor.ready = True, False
+            if self._md5():
+                await asyncio.sleep(self.config.linger_seconds)
+        finally:
+            http.should_exit = True
+            if remote:
+                await remote.stop(self.config.drain_seconds)
+            await serving
+            self._close()
+            event("ended")
+
+    async def _load(self) -> None:
+        """Load what the paths lead to now, beside the requests, and let it answer them from then on."""
+        config = self.config
+        load = partial(load_version, config.model, config.store, config.versions)
+        new = await asyncio.wrap_future(self._loader.submit(load))
+        old = self.predictor.versions.current
+        if old and old.schema.name != new.schema.name:
+            new.close()
             raise NarrowcastError(
-                f"{directory} does not answer its own sample request ({error}): pack it again"
-            ) from None
-        difference = float(np.abs(scored_M - np.asarray(sample["expected"], dtype=np.float32)).max())
-        if not difference <= sample["tolerance"]:
-            raise NarrowcastError(
-                f"{directory} answers its own sample request {difference:.3g} away from the expected probabilities, "
-                f"where {sample['tolerance']:g} is allowed: pack it again"
+                f"the new model is of schema '{new.schema.name}', but this server serves '{old.schema.name}': deploy "
+                "it to an endpoint of its own"
             )
+        await warm_lookups(new)
+        self.predictor.versions.switch(new)
+        self.predictor.ready = True
 
-    def _keys(self) -> list[str]:
-        """The user and the item key, where the schema has them."""
-        return [key for key in (self.schema.user, self.schema.item) if key]
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        STAGE_SECONDS.labels(self.name, stage).observe(time.perf_counter() - started)
-
-
-class _StrictDataPlane(DataPlane):
-    """A body that cannot be decoded is the client's mistake, whatever KServe's decoder raises."""
-
-    def decode(self, *arguments: Any, **options: Any) -> Any:
+    async def _try_swap(self) -> None:
+        event("swapping", model=str(self.config.model), store=str(self.config.store))
+        old = self._md5()
+        reason: str | None = None
         try:
-            return super().decode(*arguments, **options)
+            await self._load()
+        except NarrowcastError as error:
+            reason = str(error)
         except Exception as error:
-            raise RequestError(f"the request cannot be decoded ({error}): send a v2 request as JSON") from None
+            reason = f"the new version failed to load ({type(error).__name__}: {error}): see the server's log"
+            event("swap failed", level=logging.ERROR, failure=error)
+        if reason is None:
+            self.predictor.metrics.swaps.inc()
+            event("swapped", old=old, version=self._md5())
+        else:
+            self.predictor.metrics.failed_swaps.inc()
+            event("swap refused", level=logging.ERROR, reason=reason, version=old)
+        self._announce(reason)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The work's result; None, and the work is left, once the server is to stop."""
+        stop, task = asyncio.create_task(self._stop.wait()), asyncio.create_task(work)
+        await asyncio.wait((stop, task), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if self._stop.is_set():
+            task.cancel()
+            return None
+        return task.result()
+
+    def _md5(self) -> str | None:
+        current = self.predictor.versions.current
+        return current.md5 if current else None
+
+    def _announce(self, error: str | None) -> None:
+        """Say what answers where, and why the last attempt to replace it failed, if it did."""
+        if self.config.announce:
+            told = {"name": self.predictor.name, "url": self.url, "grpc_url": self.grpc_url, "pid": os.getpid()}
+            write_json(self.config.announce, {**told, "model_md5": self._md5(), "error": error})
+
+    def _grpc_server(self) -> grpc.aio.Server | None:
+        if self.grpc_port is None:
+            return None
+        remote, port = grpc_server(self.predictor, self.host, self.grpc_port, self.config.max_body_bytes)
+        self.grpc_url = _address(self.host, port)
+        return remote
+
+    def _close(self) -> None:
+        self.predictor.batcher.close()
+        if current := self.predictor.versions.current:
+            current.close()
 
 
-class _FixedRepository(ModelRepositoryExtension):
-    """One model for the server's lifetime: a client can neither load nor unload."""
+class _HTTPServer(uvicorn.Server):
+    """Leaves the signals to us."""
 
-    async def load(self, model_name: str) -> None:
-        raise RequestError("this server's model is fixed: deploy another one to replace it")
-
-    async def unload(self, model_name: str) -> None:
-        raise RequestError("this server's model is fixed: stop the endpoint to take it down")
-
-
-class _BodyLimit:
-    """Refuses a body over `MAX_BODY_BYTES`, or of unstated length, before it is read."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
-            if not length.isdecimal():
-                await _refusal(411, "the request states no Content-Length: send one")(scope, receive, send)
-                return
-            if int(length) > MAX_BODY_BYTES:
-                text = f"the request has {length} bytes, over the limit of {MAX_BODY_BYTES}: send it in parts"
-                await _refusal(413, text)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
-def _refusal(status: int, sentence: str) -> JSONResponse:
-    CLIENT_ERRORS.inc()
-    return JSONResponse({"error": sentence.encode("utf-8", "replace").decode()}, status_code=status)
-
-
-async def _refuse_invalid(_: HttpRequest, error: Exception) -> JSONResponse:
-    return _refusal(400, str(error))
-
-
-async def _refuse_malformed(_: HttpRequest, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "InferenceRequest")) or "body"
-    return _refusal(400, f"the request is no v2 inference request ({place}: {first['msg']})")
-
-
-def load_predictor(model: Path, store: Path, name: str | None = None) -> Predictor:
-    """A predictor that has answered its sample request. Raises NarrowcastError where model or store will not do."""
-    if not (model / "manifest.json").is_file():
-        raise NarrowcastError(f"{model} holds no packed model: give the folder that the compact step wrote")
-    packed = PackedModel.load(model)
-    features = OnlineFeatures.load(store)
-    if features.schema.hash != packed.schema.hash:
-        raise NarrowcastError(
-            f"the feature store {store} was built by another schema than the model {model} was trained by: give the "
-            "store of the model's own run"
+    def __init__(self, app: ASGIApp, drain_seconds: float) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_keep_alive=SECONDS_IDLE,
+            timeout_graceful_shutdown=math.ceil(drain_seconds),
         )
-    predictor = Predictor(name or packed.schema.name, packed, features)
-    predictor.check_sample(model)
-    predictor.ready = True
-    return predictor
+        super().__init__(config)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def claim_port(host: str, port: int) -> socket.socket:
@@ -235,75 +217,86 @@ def claim_port(host: str, port: int) -> socket.socket:
         claimed = socket.socket(family, socket.SOCK_STREAM)
         claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         claimed.bind((host, port))
+        claimed.listen(BACKLOG)
     except (OSError, OverflowError) as error:
-        raise _port_error(host, port, error) from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise NarrowcastError(
+            f"cannot listen on {host}:{port} ({reason}): free the port or give another with --port"
+        ) from None
     return claimed
 
 
-def _port_error(host: str, port: int, error: Exception) -> NarrowcastError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return NarrowcastError(f"cannot listen on {host}:{port} ({reason}): free the port or give another with --port")
-
-
-def serve(predictor: Predictor, claimed: socket.socket, announce: Path | None = None) -> None:
-    """Answer requests on a claimed socket until SIGTERM or SIGINT.
-
-    `announce` is written once connections are taken: `{"name", "url", "pid"}`.
-    """
-    host, port = claimed.getsockname()[:2]
-    server = kserve.ModelServer(http_port=port, enable_grpc=False)
-    server.register_model(predictor)
-    rest = RESTServer(
-        FASTAPI_APP_IMPORT_STRING,
-        _StrictDataPlane(server.registered_models),
-        _FixedRepository(server.registered_models),
-        port,
-        grace_period=SECONDS_TO_STOP,
-    )
-    app.add_middleware(_BodyLimit)
-    app.add_exception_handler(RequestError, _refuse_invalid)
-    app.add_exception_handler(RequestValidationError, _refuse_malformed)
-    for name in ("kserve.trace", "uvicorn.access"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn stops on its own, then raises the signal again for us
-    try:
-        claimed.listen(2048)
-    except OSError as error:
-        raise _port_error(host, port, error) from None
-    if announce:
-        write_json(announce, {"name": predictor.name, "url": f"http://{host}:{port}", "pid": os.getpid()})
-    rest.run(sockets=[claimed])
-
-
-def end_with_caller() -> None:
+def end_with_caller(seconds: float) -> None:
     """Wait until standard input closes, then end this process; return where the caller tells it to stay."""
     if os.read(sys.stdin.fileno(), len(STAY)) == STAY:
         return
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(SECONDS_TO_STOP)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(seconds)
+    os._exit(1)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="narrowcast.components.serve.server", description="Serve a packed model.")
-    parser.add_argument("--model", type=Path, required=True, help="packed model")
-    parser.add_argument("--store", type=Path, required=True, help="feature store")
+    parser.add_argument("--model", type=Path, required=True, help="packed model, or a link to it")
+    parser.add_argument("--store", type=Path, required=True, help="feature store, or a link to it")
     parser.add_argument("--port", type=int, default=8080, help="0 takes any free port")
+    parser.add_argument("--grpc-port", type=int, help="serve gRPC too; 0 takes any free port")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 answers other machines too")
     parser.add_argument("--name", help="model name in the address; the schema's name if left out")
-    parser.add_argument("--announce", type=Path, help="file to write the address to once requests are answered")
+    parser.add_argument("--announce", type=Path, help="file to write the address and version to, anew at every swap")
     parser.add_argument("--tied", action="store_true", help="end when standard input closes, unless told to stay")
+    parser.add_argument("--max-candidates", type=_positive, default=MAX_CANDIDATES, help="of one request")
+    parser.add_argument("--max-body-bytes", type=_positive, default=MAX_BODY_BYTES, help="of one request")
+    parser.add_argument("--max-requests", type=_positive, default=MAX_REQUESTS, help="answered at a time; 503 beyond")
+    parser.add_argument("--cache-bytes", type=int, default=CACHE_BYTES, help="of encoded histories that are kept")
+    parser.add_argument("--store-deadline-ms", type=float, default=50.0, help="then defaults stand for the store")
+    parser.add_argument("--linger-seconds", type=float, default=0.5, help="of answering on after SIGTERM, not ready")
+    parser.add_argument("--drain-seconds", type=float, default=5.0, help="that running requests then have to end")
+    parser.add_argument("--threads", type=_positive, help="that score; one a core if left out")
+    parser.add_argument("--request-log", type=Path, metavar="DIR", help="log requests and answers there, as Parquet")
+    parser.add_argument("--log-level", choices=logs.LEVELS, default="info")
+    parser.add_argument("--access-log", action="store_true", help="log a line a request")
     options = parser.parse_args(arguments)
+    config = ServerConfig(
+        model=options.model,
+        store=options.store,
+        versions=VersionConfig(
+            max_candidates=options.max_candidates,
+            deadline_ms=options.store_deadline_ms,
+            cache_bytes=options.cache_bytes,
+            request_log=options.request_log,
+        ),
+        max_requests=options.max_requests,
+        max_body_bytes=options.max_body_bytes,
+        linger_seconds=options.linger_seconds,
+        drain_seconds=options.drain_seconds,
+        announce=options.announce,
+    )
     if options.tied:
-        threading.Thread(target=end_with_caller, daemon=True).start()
+        limit = options.linger_seconds + options.drain_seconds + SECONDS_TO_CLOSE
+        threading.Thread(target=end_with_caller, args=[limit], daemon=True).start()
+    logs.configure(options.log_level, options.access_log)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         claimed = claim_port(options.host, options.port)
-        serve(load_predictor(options.model, options.store, options.name), claimed, options.announce)
+        with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
+            runner.run(_serve(config, options.name or schema_name(options.model), claimed, options.grpc_port))
     except NarrowcastError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+async def _serve(config: ServerConfig, name: str, claimed: socket.socket, grpc_port: int | None) -> None:
+    await Server(config, name, claimed, grpc_port).run()
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_an_endpoints_life(tiny_run, another_model, home, tmp_path):
     (broken / "weights.safetensors").write_bytes(weights)
     kept = run(broken, tiny_run, home, tmp_path)
     assert kept["kept_champion"] is True
-    assert "the new server does not answer" in kept["reason"]
+    assert "the new model does not answer" in kept["reason"]
     assert "weights.safetensors" in kept["reason"]
     assert kept["url"] == old.url
     assert old.answers()
