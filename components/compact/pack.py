@@ -102,7 +102,7 @@ def measure_parity(model: CTRModel, packed: PackedModel, data: EncodedData) -> d
     """
     test = data.split("test")
     difference = float(np.abs(predict(model, test) - predict(packed.network, test)).max(initial=0.0))
-    lossy = any(block.bits < 32 and block.columns for table in model.plan.tables.values() for block in table.blocks)
+    lossy = any(table.is_lossy for table in model.plan.tables.values())
     bound = max(2 * difference, LOSSLESS_BOUND) if lossy else LOSSLESS_BOUND
     return {"max_difference": difference, "bound": bound}
 

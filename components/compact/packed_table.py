@@ -24,7 +24,7 @@ def table_tensors(table: EmbeddingTable) -> dict[str, Tensor]:
     has `i.remainder.values` and `i.quotient.values`, each with its scale; a codebook has `i.codes` (R x b uint8) and
     `i.centroids` (groups x centroids x w / groups, float32 or float16). `lift` (d x D float32) with a projection.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for number, block, part, _, values_rw in table.parts():
         tensors |= {tensor_name(number, part, kind): value for kind, value in part_tensors(values_rw, block).items()}
         if not block.is_prefix:

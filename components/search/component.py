@@ -37,7 +37,7 @@ def search(  # type: ignore[no-untyped-def]
         seed: Seed of initial values and row order.
         method: Search method; `narrowcast methods` lists them.
         budget: Bytes the tables may weigh, such as '200KB', or a ratio to the full tables, such as '1/8'.
-        bits: Bits a stored value: 32, 8 or 4.
+        bits: Bits a stored value: 32, 16, 8, 4 or 2.
         num_trials: Settings of the method to try; the best on validation within the budget is kept.
         num_workers: Trials at a time on Ray; 0 runs them in this process without Ray.
         plan: plan.json and the trials.

@@ -15,15 +15,20 @@ from narrowcast.errors import NarrowcastError
 from narrowcast.records import read_json, write_json
 
 WEIGHTS = "model.safetensors"
+QUANTISATION_AWARE = "quantisation_aware"
 
 
 def save_checkpoint(directory: str | Path, model: CTRModel, metrics: dict[str, Any] | None = None) -> None:
-    """Write `model.safetensors`, `model.json`, `plan.json`, `layout.json` and, where given, `metrics.json`."""
+    """Write `model.safetensors`, `model.json`, `plan.json`, `layout.json` and, where given, `metrics.json`.
+
+    A model trained quantisation-aware says so in `model.json`: its rows are rounded again where it is loaded.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, directory / WEIGHTS)
-    write_json(directory / "model.json", model.config.to_json())
+    aware = {QUANTISATION_AWARE: True} if model.embedding.rounds else {}
+    write_json(directory / "model.json", {**model.config.to_json(), **aware})
     write_json(directory / "layout.json", asdict(model.layout))
     model.plan.save(directory / "plan.json")
     if metrics is not None:
@@ -34,12 +39,15 @@ def load_checkpoint(directory: str | Path) -> CTRModel:
     """The model as it was saved, on the CPU, in evaluation mode. Raises NarrowcastError for a bad or missing file."""
     directory = Path(directory)
     try:
-        config = ModelConfig.from_json(read_json(directory / "model.json"), f"{directory}/model.json")
+        written = read_json(directory / "model.json")
+        aware = bool(written.pop(QUANTISATION_AWARE, False))
+        config = ModelConfig.from_json(written, f"{directory}/model.json")
         layout = Layout.from_json(read_json(directory / "layout.json"))
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise NarrowcastError(f"{directory} is no checkpoint of this version ({error}): train again") from None
     model = CTRModel(layout, Plan.load(directory / "plan.json"), config, seed=0)
     model.load_state_dict(_read_weights(directory / WEIGHTS, model))
+    model.embedding.round_rows(aware)
     return model.eval()
 
 

@@ -4,11 +4,13 @@ Shape letters: B rows, F categorical fields, L sequence length, D width.
 """
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from narrowcast.components.data.encoded import Layout
+from narrowcast.components.train.forms import Codebook
 from narrowcast.components.train.plan import Plan
 from narrowcast.components.train.scorer import Found, valid_elements
 from narrowcast.components.train.tables import EmbeddingTable, RowForm, TableGroup, form_of
@@ -47,6 +49,22 @@ class EmbeddingLayer(nn.Module):
         """Every table by its name, in the layout's order."""
         columns = [column for lookup in self._lookups for column in lookup.columns]
         self._order = None if columns == sorted(columns) else torch.tensor(columns).argsort()
+
+    @property
+    def rounds(self) -> bool:
+        """Whether rows come back as they will be stored, see `TableGroup`."""
+        return any(group.rounds for group in self.groups)
+
+    def round_rows(self, rounds: bool) -> None:
+        """Raises NarrowcastError where what will be stored is not known before training has ended."""
+        for name, table in self.tables.items():
+            if rounds and any(isinstance(block.form, Codebook) for block in table.plan.blocks):
+                raise NarrowcastError(
+                    f"the plan's table '{name}' has a codebook, which is fitted after training: set quantisation_aware "
+                    "to false"
+                )
+        for group in self.groups:
+            cast(TableGroup, group).rounds = rounds
 
     def forward(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Found:
         ids_BF = ids_BF.long()

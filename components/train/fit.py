@@ -45,6 +45,8 @@ class TrainConfig:
     bfloat16 computes the forward pass in it until validation says no. `accumulate`: parts in which a step's rows are
     computed, for less memory. `deterministic` false uses all cores and the fastest kernels, and bits may differ.
     `min_workers`, where given: training goes on with as few workers as that when machines are gone for good.
+    `quantisation_aware`: rows pass through the plan's rounding wherever they are looked up, so that what is trained is
+    what will be served; it changes nothing where the plan stores float32.
     `tables`: local, every worker has the whole of them; or torchrec, their rows lie spread over the workers (see
     `torchrec_tables.py`), which needs rowwise_adagrad; what trains without workers has them whole.
     """
@@ -65,6 +67,7 @@ class TrainConfig:
     accumulate: int = 1
     deterministic: bool = True
     patience: int = 2
+    quantisation_aware: bool = False
     tables: str = "local"
 
     def __post_init__(self) -> None:
@@ -102,6 +105,10 @@ class TrainConfig:
         if self.tables == "torchrec" and self.accumulate > 1:
             raise NarrowcastError(
                 f"accumulate is {self.accumulate}: tables sharded by TorchRec move in every backward pass; set it to 1"
+            )
+        if self.tables == "torchrec" and self.quantisation_aware:
+            raise NarrowcastError(
+                "quantisation_aware is true: tables sharded by TorchRec are never rounded; set it to false"
             )
 
 
@@ -154,7 +161,13 @@ def fit(
 
 
 def fresh_state(model: nn.Module, config: TrainConfig) -> TrainState:
-    """Before the first step."""
+    """Before the first step. Raises NarrowcastError for a model or plan that cannot be trained quantisation-aware."""
+    if config.quantisation_aware:
+        if not isinstance(model, CTRModel):
+            raise NarrowcastError(
+                f"quantisation_aware is true: {type(model).__name__} has no tables of a plan to round; set it to false"
+            )
+        model.embedding.round_rows(True)
     return TrainState(model=model, optimisers=optimisers(model, config), precision=config.precision)
 
 

@@ -238,7 +238,8 @@ def round_as_stored(group: TableGroup) -> None:
     for table in group.tables:
         for _, block, part, rows_r, values_rw in table.parts():
             tensors = part_tensors(values_rw, block)
-            weight_Rd[rows_r.unsqueeze(1), torch.tensor(part.columns)] = part_rows(tensors, block, len(part.columns))
+            columns_w = torch.tensor(part.columns, device=weight_Rd.device)
+            weight_Rd[rows_r.unsqueeze(1), columns_w] = part_rows(tensors, block, len(part.columns))
     group.weight_Rk = nn.Parameter(weight_Rd)
     group.core_Tkd = None
     group.rounds = False

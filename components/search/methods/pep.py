@@ -81,7 +81,7 @@ class Supernet:
     """The model whose tables carry thresholds, and its training.
 
     Of the problem's training it has the model, the optimisers with their rates and weight decay, the batch size and the
-    seed. Epochs, patience, schedule, precision and the parts of a batch are for what is trained on the plan.
+    seed. Epochs, patience, schedule, precision, rounding and the parts of a batch are for what is trained on the plan.
     """
 
     def __init__(self, problem: Problem, config: PEPConfig) -> None:
