@@ -17,7 +17,7 @@ from feast.type_map import feast_value_type_to_python_type
 
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.features.frame import derived_defaults
-from narrowcast.components.features.store import END, SCHEMA, in_redis, missing_view, open_store
+from narrowcast.components.features.store import END, SCHEMA, in_redis, missing_view, open_store, redis_errors
 from narrowcast.errors import NarrowcastError
 from narrowcast.feature_repo.definitions import EPOCH, views
 
@@ -53,14 +53,15 @@ class OnlineFeatures:
         """Open the folder that the features step wrote, wherever it lies now.
 
         A Redis that does not answer is no error, as it may come back. Raises NarrowcastError where the folder is no
-        feature store, or its Redis does not hold its entities.
+        feature store, or its Redis refuses us or does not hold its entities.
         """
         folder = Path(store_dir)
         store, schema = open_store(folder), Schema.load(folder / SCHEMA)
+        missing = None
         try:
-            missing = missing_view(store, folder, schema)
+            with redis_errors(store, redis.AuthenticationError):
+                missing = missing_view(store, folder, schema)
         except redis.RedisError as error:
-            missing = None
             logging.getLogger(__name__).warning("the Redis of %s does not answer yet: %s", folder, error)
         if missing:
             raise NarrowcastError(

@@ -116,16 +116,17 @@ def in_redis(store: FeatureStore) -> bool:
 
 
 @contextlib.contextmanager
-def redis_errors(store: FeatureStore) -> Iterator[None]:
-    """A Redis that does not answer, in one sentence."""
+def redis_errors(store: FeatureStore, kind: type[redis.RedisError] = redis.RedisError) -> Iterator[None]:
+    """Errors of Redis, those of one kind, in one sentence."""
     try:
         yield
-    except redis.AuthenticationError as error:
+    except kind as error:
         url = store.config.online_store.url
-        raise NarrowcastError(f"the Redis at {url} refuses us ({error}): set its password as {PASSWORD}") from None
-    except redis.RedisError as error:
-        url = store.config.online_store.url
-        raise NarrowcastError(f"the Redis at {url} does not answer ({error}): start it, or mend online_store") from None
+        if isinstance(error, redis.AuthenticationError):
+            told = f"the Redis at {url} refuses us ({error}): set its password as {PASSWORD} in the environment"
+        else:
+            told = f"the Redis at {url} does not answer ({error}): start it, or mend online_store"
+        raise NarrowcastError(told) from None
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The request log: what the model was asked and what it answered, as Parquet part files that `read_log` reads back.
 
-A row is a request: `_time`, `_version` (of the model), `_probability` (M float32), and every input of the schema as a list
-of one value, which stands for all candidates, or of M. Names of our own start with an underscore, which a field's cannot.
+A row is a request: `_time`, `_version` (of the model), `_probability` (M float32), and every input of the schema as a
+list of one value, which stands for all candidates, or of M. Names of our own start with an underscore, which a field's
+cannot.
 """
 
 import itertools

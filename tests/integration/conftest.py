@@ -1,5 +1,11 @@
-"""A tiny trained, searched-by-hand and packed model with its feature store, made once a session."""
+"""A tiny trained, searched-by-hand and packed model with its feature store, made once a session; Redis servers."""
 
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,3 +53,51 @@ def tiny_run(tiny_dataset, tiny_schema, tmp_path_factory) -> Artifacts:
     train_from_plan(made.encoded, made.plan, config, made.compact_model)
     pack(made.compact_model, made.encoded, made.frame, tiny_schema, made.packed_model)
     return made
+
+
+class RedisServer:
+    """A Redis without persistence on a free port."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        self._command += ["--save", "", "--logfile", str(folder / "redis.log"), *options]
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            assert time.monotonic() < deadline, "Redis does not start"
+            time.sleep(0.05)
+
+    def hang(self) -> None:
+        """It takes connections and requests, and answers none."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def start_redis(tmp_path):
+    """Starts a `RedisServer` with options of its own."""
+    if not shutil.which("redis-server"):
+        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
+    with contextlib.ExitStack() as started:
+
+        def start(*options: str) -> RedisServer:
+            server = RedisServer(tmp_path, *options)
+            started.callback(server.stop)
+            return server
+
+        yield start
