@@ -106,7 +106,7 @@ def complete(values: Mapping[str, Any], *, home: Path, root: Path, champion: str
 
 
 def refuse_early(values: Mapping[str, Any]) -> None:
-    """Raise NarrowcastError at once for what the training and search steps would refuse after the steps before them.
+    """Raise NarrowcastError at once for what a step would refuse after the steps before it.
 
     What only the data can tell is left to the steps. Loads torch.
     """
@@ -124,6 +124,10 @@ def refuse_early(values: Mapping[str, Any]) -> None:
     trials_of(SearchConfig(training=training, **searched))
     full = full_plan({"any": 1}, values["width"], inner_width=values["inner_width"] or None)
     parse_budget(values["budget"], full.full_bytes())
+    if values["online_store"]:
+        from narrowcast.components.features.redis_store import check_url
+
+        check_url(values["online_store"])
 
 
 def remote_address(given: str, root: Path) -> str:

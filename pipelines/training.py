@@ -44,6 +44,7 @@ def training(
     home: str,
     champion: str = "",
     data_remote: str = "",
+    online_store: str = "",
     endpoint: str = "default",
     seed: int = 0,
     backbone: str = "deepfm",
@@ -66,7 +67,9 @@ def training(
     fetched = checkout(data_version=data_version, data_remote=data_remote)
     ingested = ingest(raw=fetched.outputs["raw"], schema=schema)
     valid = validate_raw(dataset=ingested.outputs["dataset"], schema=schema)
-    featured = features(valid_dataset=valid.outputs["valid_dataset"], schema=schema, seed=seed)
+    featured = features(
+        valid_dataset=valid.outputs["valid_dataset"], schema=schema, seed=seed, online_store=online_store
+    )
     valid_rows = validate_frame(frame=featured.outputs["frame"], schema=schema)
     shards = encode(frame=valid_rows.outputs["valid_frame"], schema=schema)
     full = train(

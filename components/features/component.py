@@ -10,6 +10,7 @@ def features(  # type: ignore[no-untyped-def]
     valid_dataset: dsl.Input[dsl.Dataset],
     schema: str,
     seed: int,
+    online_store: str,
     frame: dsl.Output[dsl.Dataset],
     feature_store: dsl.Output[dsl.Artifact],
 ):
@@ -19,6 +20,7 @@ def features(  # type: ignore[no-untyped-def]
         valid_dataset: Validated tables.
         schema: Text of the schema's YAML.
         seed: Seed of the random split of a schema without a timestamp.
+        online_store: URL of the Redis that gets the online values; empty: SQLite in the feature store's folder.
         frame: frame.parquet, one row an event with every model input, the label and the split.
         feature_store: Feast repository: registry, sources, online store.
     """
@@ -28,4 +30,4 @@ def features(  # type: ignore[no-untyped-def]
         from narrowcast.components.data.schema import Schema
         from narrowcast.components.features.build import build_features as work
 
-        work(valid_dataset.path, Schema.from_text(schema), seed, frame.path, feature_store.path)
+        work(valid_dataset.path, Schema.from_text(schema), seed, frame.path, feature_store.path, online_store)

@@ -48,21 +48,20 @@ class UrlRedisOnlineStore(RedisOnlineStore):
         return bool(self._get_client(config.online_store).execute_command("HEXISTS", name, f"_ts:{view.name}"))
 
 
-def check_url(url: str) -> str:
-    """The URL itself. Raises NarrowcastError unless it is redis://[user@]host[:port][/db], or rediss:// for TLS."""
+def check_url(url: str) -> None:
+    """Raise NarrowcastError unless the URL is redis://[user@]host[:port][/db], or rediss:// for TLS."""
     try:
         parts = urlsplit(url)
         port, database = parts.port, parts.path.strip("/")
     except ValueError:
         raise _bad(url, "its port is no number") from None
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query or parts.fragment or port == 0:
-        raise _bad(url, "it is no Redis address")
     if parts.password is not None:
         shown = url.replace(f":{parts.password}@", "@")
         raise _bad(shown, f"a password must not be written down: take it out and set {PASSWORD} in the environment")
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query or parts.fragment or port == 0:
+        raise _bad(url, "it is no Redis address")
     if database and not database.isdecimal():
         raise _bad(url, f"the database '{database}' is no number")
-    return url
 
 
 def _bad(url: str, why: str) -> NarrowcastError:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def create_store(
     `online_store`: the URL of a Redis, or empty for SQLite in the folder. The Feast project is named for the schema and
     the sources' content, so that in one Redis every version has keys of its own and equal ones share theirs.
     """
+    if online_store:
+        check_url(online_store)
     (folder / SCHEMA).write_text(schema.to_text())
     shutil.copyfile(TEMPLATES / "definitions.py", folder / "definitions.py")
     write_sources(connection, schema, folder)
@@ -52,7 +55,7 @@ def create_store(
     if online_store:
         assert SQLITE in config
         redis_store = f"{UrlRedisOnlineStore.__module__}.{UrlRedisOnlineStore.__qualname__}"
-        config = config.replace(SQLITE, f'type: {redis_store}\n  url: "{check_url(online_store)}"')
+        config = config.replace(SQLITE, f"type: {redis_store}\n  url: {json.dumps(online_store)}")
     (folder / CONFIG).write_text(config)
     store = open_store(folder)
     with _quiet(), redis_errors(store):

@@ -51,6 +51,7 @@ def test_bad_parameters_are_one_sentence(params, changes, sentence):
         ({"bits": "7"}, "bits is 7"),
         ({"num_trials": "99"}, "set num_trials to at most"),
         ({"budget": "2/1"}, "budget '2/1' is neither a size nor a ratio"),
+        ({"online_store": "localhost:6379"}, "it is no Redis address"),
     ],
 )
 def test_what_no_data_could_make_right_is_refused_before_any_step(params, changes, sentence):
