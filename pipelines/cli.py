@@ -291,6 +291,39 @@ def rank(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="RUN|DIR", help="Run id, `latest`, or a packed model's folder.")],
+    target: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    as_json: Json = False,
+) -> None:
+    """Export a packed model to ONNX, its tables still quantised, and check its scores in ONNX Runtime.
+
+    Example: `narrowcast export latest --out exported`
+    """
+    from narrowcast.pipelines import parameters
+    from narrowcast.pipelines.manifest import artifact_folder
+
+    packed = Path(model)
+    if not (packed / "tables.safetensors").is_file():
+        packed = artifact_folder(model, "packed_model", parameters.home_folder(Path.cwd()).resolve())
+    from narrowcast.components.compact.export import export as work
+    from narrowcast.components.compact.export import snippet
+
+    made = work(packed, target, say=note.print)
+    if as_json:
+        print(json.dumps(made, indent=1))
+        return
+    parity = made["parity"]
+    out.print(f"wrote {target}: {made['graph_bytes']} bytes, of which tables {made['table_bytes']}", soft_wrap=True)
+    out.print(
+        f"largest difference in probability from the packed model: {parity['max_difference']:.1e} on {parity['rows']} "
+        "random rows",
+        soft_wrap=True,
+    )
+    out.print(f"to score without narrowcast:\n\n{snippet(target)}", soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check that this machine and checkout can run the DAG, and say how to mend what cannot.
 

@@ -116,6 +116,15 @@ def find_run(name: str, home: Path) -> Path:
     raise NarrowcastError(f"no run '{name}': {nearest(name, known) if known else 'give the path of its run.json'}")
 
 
+def artifact_folder(name: str, artifact: str, home: Path) -> Path:
+    """Folder of one artifact of the run that `find_run` finds."""
+    path = find_run(name, home)
+    made = Run.load(path).artifacts
+    if artifact not in made:
+        raise NarrowcastError(f"{path.parent.name} did not come as far as its {artifact}: give a run that did")
+    return home / made[artifact]["path"]
+
+
 def keep(source: Path, target: Path) -> None:
     """Copy a file beside the manifest, whole or not at all."""
     temporary = target.with_name(f".{target.name}")

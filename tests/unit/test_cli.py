@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from narrowcast.pipelines.cli import app
 
-VERBS = {"run", "reproduce", "step", "compile", "methods", "serve", "rank", "doctor", "data"}
+VERBS = {"run", "reproduce", "step", "compile", "methods", "serve", "rank", "export", "doctor", "data"}
 DATA_VERBS = {"list", "get", "describe", "synth", "snapshot", "checkout"}
 
 
@@ -44,6 +44,7 @@ def test_help_shows_an_example(verb):
         (["compile", "-o", "package.txt"], "ends in .yaml"),
         (["compile", "-o", "nowhere/package.yaml"], "nowhere/package.yaml"),
         (["serve", "--stop", "../other"], "cannot name an endpoint"),
+        (["export", "latest", "--out", "exported"], "no run in"),
         (["data", "get", "ml_10k"], "did you mean 'ml_100k'"),
         (["data", "describe", "nothing.csv"], "nothing.csv"),
         (["data", "snapshot", "nothing"], "nothing"),
