@@ -97,6 +97,7 @@ class _Connection(asyncio.Protocol):
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         self._answer = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
+        self._begun = False
         self._parts: list[bytes] = []
         self._transport.write(request)
         return await self._answer
@@ -116,7 +117,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.reusable = False
-        self._fail("connection closed" if error is None else f"connection lost ({type(error).__name__})")
+        if self._answer and self._begun:
+            self._fail("answer cut off")
+        else:
+            self._fail("connection closed" if error is None else f"connection lost ({type(error).__name__})")
+
+    def on_message_begin(self) -> None:
+        self._begun = True
 
     def on_body(self, body: bytes) -> None:
         self._parts.append(body)
