@@ -2,13 +2,11 @@
 
 Micro-batches and kept keys and values are after M-FALCON (arXiv 2402.17152).
 
-Shape letters: B rows of all requests, N rows of a sequence in them, L sequence length, D width.
+Shape letters: B rows of all requests, b rows of one, N histories or other sequences of all, L sequence length, D width.
 """
 
-import sys
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,60 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from narrowcast.components.compact.packed import PackedModel
-from narrowcast.components.data.encoded import PAD, Batch
+from narrowcast.components.data.encoded import Batch
 from narrowcast.components.data.schema import HISTORY
-from narrowcast.components.train.histories import Amortised, HistoryState
+from narrowcast.components.serve.history_cache import HistoryCache, history_key, longest
+from narrowcast.components.train.histories import HistoryState
 from narrowcast.components.train.histories.mean import masked_mean
 from narrowcast.components.train.scorer import Found
 
 CACHE_BYTES = 64 << 20
 MICRO_BATCH = 512
 ID_BYTES = np.dtype(np.int32).itemsize
-ENTRY_BYTES = 1024
-"""Counted for a cache entry beside its key and its tensors' memory: Python's objects and the dictionary's slot."""
 
 
-class HistoryCache:
-    """States of histories by their ids, at most `max_bytes` of them; those used longest ago go first."""
+class Histories(NamedTuple):
+    """What was looked up of a request's history where no state is kept: one a row, or one for all its rows."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._states: OrderedDict[bytes, HistoryState] = OrderedDict()
+    rows_BLD: Tensor
+    valid_BL: Tensor
 
-    def __len__(self) -> int:
-        return len(self._states)
-
-    def get(self, key: bytes) -> HistoryState | None:
-        state = self._states.get(key)
-        if state is not None:
-            self._states.move_to_end(key)
-        return state
-
-    def put(self, key: bytes, state: HistoryState) -> None:
-        """Keep a state under a key that is not held yet, unless it alone would be over the bound."""
-        size = entry_bytes(key, state)
-        if size > self.max_bytes:
-            return
-        while self.num_bytes + size > self.max_bytes:
-            self.num_bytes -= entry_bytes(*self._states.popitem(last=False))
-        self._states[key] = state
-        self.num_bytes += size
-
-
-def entry_bytes(key: bytes, state: HistoryState) -> int:
-    """What a cache entry weighs."""
-    return state.num_bytes() + sys.getsizeof(key) + ENTRY_BYTES
-
-
-def history_key(ids_L: NDArray[np.int32]) -> bytes:
-    """What a history is kept under: its ids without the padding at the end."""
-    return ids_L[: np.flatnonzero(ids_L != PAD).max(initial=-1) + 1].tobytes()
-
-
-History: TypeAlias = HistoryState | tuple[Tensor, Tensor]
-"""A request's history as its rows are scored: one state for all, or what was looked up and which of it is no padding,
-with a history a row or one for all."""
+    def of(self, rows: slice) -> "Histories":
+        """What some of the request's rows read."""
+        return self if len(self.rows_BLD) == 1 else Histories(self.rows_BLD[rows], self.valid_BL[rows])
 
 
 class Ranker:
@@ -103,60 +68,58 @@ class Ranker:
             return []
         keys = [self._key(batch) for batch in batches]
         states = {key: state for key in keys if key is not None and (state := self.cache.get(key))}
-        missing = {
-            key: batch for key, batch in zip(keys, batches, strict=True) if key is not None and key not in states
-        }
-        stateless = [batch for key, batch in zip(keys, batches, strict=True) if key is None]
+        keyed = list(zip(keys, batches, strict=True))
+        missing = {key: batch for key, batch in keyed if key is not None and key not in states}
+        stateless = [batch for key, batch in keyed if key is None]
         self.misses += len(missing)
         self.hits += len(batches) - len(stateless) - len(missing)
         found = self._look_up(batches, [*missing.values(), *stateless])
         states |= self._encode(list(missing), found)
-        read = iter(self._rows(stateless, found, len(missing)))
-        histories = [next(read) if key is None else states[key] for key in keys]
-        probability_B = torch.sigmoid(self._logits(batches, found, histories)).float().numpy()
+        others = self._others(stateless, found, len(missing))
+        histories = [next(others) if key is None else states[key] for key in keys] if self.scorer.history else []
+        probability_B = torch.sigmoid(self._logits(batches, histories, found)).float().numpy()
         return np.split(probability_B, np.cumsum([len(batch) for batch in batches])[:-1])
 
     def _key(self, batch: Batch) -> bytes | None:
-        """What the state of a request's one history is kept under; None for a request or encoder without one."""
-        if not isinstance(self.scorer.history, Amortised) or len(batch.sequences[HISTORY]) != 1:
+        """What the state of a request's one history is kept under; None where there is no such state."""
+        if self.scorer.amortised is None or len(batch.sequences[HISTORY]) != 1:
             return None
-        return history_key(batch.sequences[HISTORY][0])
+        return history_key(batch.sequences[HISTORY])
 
     def _look_up(self, batches: Sequence[Batch], unread: Sequence[Batch]) -> Found:
         """Everything that the requests look up, but of histories only those of `unread`."""
         sequences = {
-            name: _joined([batch.sequences[name] for batch in (unread if name == HISTORY else batches)])
+            name: np.concatenate([batch.sequences[name] for batch in (unread if name == HISTORY else batches)])
             for name in self.scorer.layout.sequences
             if name != HISTORY or unread
         }
         if HISTORY in sequences:
-            length = int((sequences[HISTORY] != PAD).any(0).sum())
-            sequences[HISTORY] = sequences[HISTORY][:, : max(length, 1)]
-        return self.network.lookup(_joined([batch.ids_BF for batch in batches]), sequences)
+            sequences[HISTORY] = sequences[HISTORY][:, : max(longest(sequences[HISTORY]), 1)]
+        ids_BF = torch.from_numpy(np.concatenate([batch.ids_BF for batch in batches]))
+        return self.network.lookup(ids_BF, {name: torch.from_numpy(ids_NL) for name, ids_NL in sequences.items()})
 
     def _encode(self, keys: Sequence[bytes], found: Found) -> dict[bytes, HistoryState]:
-        """The states of the histories that were looked up first, encoded together and kept."""
-        if not keys:
-            return {}
+        """The states of the histories that were looked up first, encoded together, and kept."""
+        states: dict[bytes, HistoryState] = {}
+        if self.scorer.amortised is None or not keys:
+            return states
         rows_NLD, valid_NL = found.rows_BLD[HISTORY][: len(keys)], found.valid_BL[HISTORY][: len(keys)]
-        together = self.scorer.history.encode(rows_NLD, valid_NL)
-        states = {}
+        together = self.scorer.amortised.encode(rows_NLD, valid_NL)
         for i, key in enumerate(keys):
             states[key] = together.user(i, max(len(key) // ID_BYTES, 1))
             self.cache.put(key, states[key])
         return states
 
-    def _rows(self, batches: Sequence[Batch], found: Found, start: int) -> list[History]:
-        """Of requests without a state: what was looked up of their histories, from row `start` on."""
-        if self.scorer.history is None or not batches:
-            return [()] * len(batches)
-        sizes = [len(batch.sequences[HISTORY]) for batch in batches]
-        parts = (values[start:].split(sizes) for values in (found.rows_BLD[HISTORY], found.valid_BL[HISTORY]))
-        return list(zip(*parts, strict=True))
+    def _others(self, batches: Sequence[Batch], found: Found, start: int) -> Iterator[Histories]:
+        """Of requests without a state, the histories that were looked up, from row `start` on."""
+        for batch in batches:
+            stop = start + len(batch.sequences[HISTORY])
+            yield Histories(found.rows_BLD[HISTORY][start:stop], found.valid_BL[HISTORY][start:stop])
+            start = stop
 
-    def _logits(self, batches: Sequence[Batch], found: Found, histories: Sequence[History]) -> Tensor:
+    def _logits(self, batches: Sequence[Batch], histories: Sequence[HistoryState | Histories], found: Found) -> Tensor:
         """B, in micro-batches over all requests' rows."""
-        dense_BN = _joined([batch.dense_BN for batch in batches])
+        dense_BN = torch.from_numpy(np.concatenate([batch.dense_BN for batch in batches]))
         tokens = {
             name: _spread(masked_mean(found.rows_BLD[name], found.valid_BL[name]), name, batches)
             for name in self.scorer.layout.sequences
@@ -167,36 +130,39 @@ class Ranker:
             rows = slice(start, start + self.micro_batch)
             categorical_BFD = found.categorical_BFD[rows]
             own_tokens = {name: token_BD[rows] for name, token_BD in tokens.items()}
-            if self.scorer.history is not None:
+            if histories:
                 candidate_BD = self.scorer.candidates(categorical_BFD)
-                own_tokens[HISTORY] = self._history_tokens(start, candidate_BD, batches, histories)
+                own_tokens[HISTORY] = self._history_tokens(_readers(start, candidate_BD, batches, histories))
             logits.append(self.scorer.head(self.scorer.joined(categorical_BFD, own_tokens), dense_BN[rows]))
         return torch.cat(logits)
 
-    def _history_tokens(
-        self, start: int, candidate_BD: Tensor, batches: Sequence[Batch], histories: Sequence[History]
-    ) -> Tensor:
-        """Of the micro-batch of `candidate_BD` that begins at row `start` of all requests'."""
-        tokens = []
-        first = -start
-        for batch, history in zip(batches, histories, strict=True):
-            begin, end = max(first, 0), min(first + len(batch), len(candidate_BD))
-            if begin < end:
-                own = slice(begin - first, end - first)
-                tokens.append(self._read(history, own, candidate_BD[begin:end]))
-            first += len(batch)
+    def _history_tokens(self, readers: Iterable[tuple[HistoryState | Histories, Tensor]]) -> Tensor:
+        """Of histories, each with the candidates (b x D) that read it, one after the other."""
+        encoder = self.scorer.amortised
+        tokens, parts = [], []
+        for history, candidate_bD in readers:
+            if isinstance(history, HistoryState):
+                parts.append((history, candidate_bD.unsqueeze(0)))
+            elif encoder is not None:
+                parts.append((encoder.encode(*history), candidate_bD.unsqueeze(1)))
+            else:
+                tokens.append(self.scorer.history_tokens(*history, candidate_bD))
+        if encoder is not None:
+            tokens = [tokens_BMD.flatten(0, 1) for tokens_BMD in encoder.score(parts)]
         return torch.cat(tokens)
 
-    def _read(self, history: History, rows: slice, candidate_BD: Tensor) -> Tensor:
-        """History tokens of some rows of one request."""
-        if isinstance(history, HistoryState):
-            return self.scorer.history.score(history, candidate_BD.unsqueeze(0)).squeeze(0)
-        rows_BLD, valid_BL = (part[rows] if len(part) > 1 else part for part in history)
-        return self.scorer.history_tokens(rows_BLD, valid_BL, candidate_BD)
 
-
-def _joined(parts: Sequence[NDArray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts))
+def _readers(
+    start: int, candidate_BD: Tensor, batches: Sequence[Batch], histories: Sequence[HistoryState | Histories]
+) -> Iterator[tuple[HistoryState | Histories, Tensor]]:
+    """Each request's history, with those of its candidates that are in the micro-batch from row `start` on."""
+    first = -start
+    for batch, history in zip(batches, histories, strict=True):
+        begin, end = max(first, 0), min(first + len(batch), len(candidate_BD))
+        if begin < end:
+            own = slice(begin - first, end - first)
+            yield history.of(own) if isinstance(history, Histories) else history, candidate_BD[begin:end]
+        first += len(batch)
 
 
 def _spread(token_ND: Tensor, name: str, batches: Sequence[Batch]) -> Tensor:

@@ -4,7 +4,7 @@ Shape letters: B rows, F categorical fields, T tokens, L sequence length, D widt
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,16 @@ class Scorer(nn.Module):
         num_tokens = len(layout.categorical) + len(layout.sequences)
         self.head = build_head(config.head, num_tokens, width, len(layout.numeric))
         self.history = build_history(config.history_encoder, width) if HISTORY in layout.sequences else None
+        self._amortises = isinstance(self.history, Amortised)
 
     def forward(self, found: Found, dense_BN: Tensor) -> Tensor:
         """Logits, B."""
         return self.head(self.tokens(found), dense_BN)
+
+    @property
+    def amortised(self) -> Amortised | None:
+        """The history encoder, where it can encode one history once for several candidates."""
+        return cast(Amortised, self.history) if self._amortises else None
 
     def tokens(self, found: Found) -> Tensor:
         """B x T x D."""
@@ -60,15 +66,20 @@ class Scorer(nn.Module):
         return categorical_BFD[:, self.layout.categorical.index(self.layout.table_of[HISTORY])]
 
     def history_tokens(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
-        """B x D. One history for several candidates is encoded once, where the encoder can (`Amortised`)."""
+        """B x D. One history for several candidates is encoded once where the encoder can."""
         assert self.history is not None
+        token_BD: Tensor
         num_rows = len(candidate_BD)
         if len(rows_BLD) == num_rows:
-            token_BD: Tensor = self.history(rows_BLD, valid_BL, candidate_BD)
+            token_BD = self.history(rows_BLD, valid_BL, candidate_BD)
             return token_BD
-        if isinstance(self.history, Amortised):
-            return self.history.score(self.history.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(0)).squeeze(0)
-        return self.history(rows_BLD.expand(num_rows, -1, -1), valid_BL.expand(num_rows, -1), candidate_BD)
+        if self.amortised:
+            (token_1BD,) = self.amortised.score(
+                [(self.amortised.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(0))]
+            )
+            return token_1BD.squeeze(0)
+        token_BD = self.history(rows_BLD.expand(num_rows, -1, -1), valid_BL.expand(num_rows, -1), candidate_BD)
+        return token_BD
 
     def joined(self, categorical_BFD: Tensor, sequence_BD: Mapping[str, Tensor]) -> Tensor:
         """B x T x D from the fields' tokens and the sequences', by field; one row of these stands for all rows."""

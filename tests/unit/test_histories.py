@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from narrowcast.components.data.encoded import Layout
 from narrowcast.components.train.histories import (
     HISTORIES,
+    Amortised,
     build_history,
     describe_histories,
     histories,
@@ -25,6 +26,7 @@ from narrowcast.errors import NarrowcastError
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 TRANSFORMERS = ("append", "concat")
+AMORTISED = ("append", "din", "mean", "none")
 READERS = ("append", "concat", "din")
 """Encoders that read the candidate and have parameters."""
 
@@ -58,6 +60,11 @@ def encoder(name, transformer, width, seed=0):
     return module
 
 
+def together(module, rows_BLD, valid_BL, candidates_BMD):
+    (tokens_BMD,) = module.score([(module.encode(rows_BLD, valid_BL), candidates_BMD)])
+    return tokens_BMD
+
+
 def one_by_one(module, rows_BLD, valid_BL, candidates_BMD):
     tokens = [module(rows_BLD, valid_BL, candidate_BD) for candidate_BD in candidates_BMD.unbind(1)]
     return torch.stack(tokens, dim=1)
@@ -71,6 +78,11 @@ def test_the_encoders_by_name():
     assert list(describe_histories()) == list(histories())
     assert all(describe_histories().values())
     assert history_config("append", {"num_layers": 3}).num_layers == 3
+
+
+def test_which_encoders_read_a_history_once_for_all_candidates():
+    amortised = [name for name in histories() if isinstance(build_history(history_config(name, {}), 4), Amortised)]
+    assert amortised == list(AMORTISED)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +183,7 @@ def through_block(block, x_W, history):
 def test_append_reads_the_history_as_its_newest_item_would(case):
     transformer, rows_BLD, valid_BL, candidates_BMD = case
     module = encoder("append", transformer, rows_BLD.shape[-1])
-    tokens_BMD = module.score(module.encode(rows_BLD, valid_BL), candidates_BMD)
+    tokens_BMD = together(module, rows_BLD, valid_BL, candidates_BMD)
     for b in range(len(rows_BLD)):
         items = rows_BLD[b][valid_BL[b]]
         places = [min(len(items) - 1 - i, transformer["max_positions"] - 1) for i in range(len(items))]
@@ -218,17 +230,39 @@ def test_concat_joins_the_candidate_to_every_item(case):
 # One history pass for all candidates
 
 
+@pytest.mark.parametrize("name", AMORTISED)
 @settings(max_examples=40, deadline=None)
-@given(cases(), st.integers(1, 3))
+@given(cases(min_length=0), st.integers(1, 3))
 @torch.no_grad()
-def test_append_scores_together_as_one_by_one(case, micro_batch):
+def test_candidates_score_together_as_one_by_one(name, case, micro_batch):
     transformer, rows_BLD, valid_BL, candidates_BMD = case
-    module = encoder("append", transformer, rows_BLD.shape[-1])
+    module = encoder(name, transformer, rows_BLD.shape[-1])
     expected_BMD = one_by_one(module, rows_BLD, valid_BL, candidates_BMD)
     state = module.encode(rows_BLD, valid_BL)
-    torch.testing.assert_close(module.score(state, candidates_BMD), expected_BMD, **EXACT)
-    parts = [module.score(state, part_BmD) for part_BmD in candidates_BMD.split(micro_batch, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), expected_BMD, **EXACT)
+    parts = [(state, part_BmD) for part_BmD in candidates_BMD.split(micro_batch, dim=1)]
+    torch.testing.assert_close(torch.cat(module.score(parts), dim=1), expected_BMD, **EXACT)
+    torch.testing.assert_close(module.score([(state, candidates_BMD)])[0], expected_BMD, **EXACT)
+
+
+@pytest.mark.parametrize("name", AMORTISED)
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.data())
+@torch.no_grad()
+def test_users_score_together_as_alone_whatever_their_lengths(name, case, data):
+    transformer, rows_BLD, valid_BL, candidates_BMD = case
+    module = encoder(name, transformer, rows_BLD.shape[-1])
+    all_users = module.encode(rows_BLD, valid_BL)
+    parts, expected = [], []
+    for b, length in enumerate(valid_BL.sum(1).tolist()):
+        num_candidates = data.draw(st.integers(1, candidates_BMD.shape[1]))
+        state = all_users.user(b, max(length, 1))
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in (*state.by_item, *state.by_user))
+        assert (state.valid_BL is None) == (length > 0)
+        parts.append((state, candidates_BMD[b : b + 1, :num_candidates]))
+        alone_BL = valid_BL[b : b + 1, :length]
+        expected.append(one_by_one(module, rows_BLD[b : b + 1, :length], alone_BL, parts[-1][1]))
+    for tokens_1MD, expected_1MD in zip(module.score(parts), expected, strict=True):
+        torch.testing.assert_close(tokens_1MD, expected_1MD, **EXACT)
 
 
 @torch.no_grad()
@@ -238,7 +272,7 @@ def test_append_in_float32_at_its_defaults_scores_together_as_one_by_one():
     module = build_history(history_config("append", {}), 16)
     rows_BLD, candidates_BMD = (torch.randn(3, n, 16, generator=generator) * 0.1 for n in (50, 200))
     valid_BL = torch.arange(50) < torch.tensor([0, 17, 50])[:, None]
-    together_BMD = module.score(module.encode(rows_BLD, valid_BL), candidates_BMD)
+    together_BMD = together(module, rows_BLD, valid_BL, candidates_BMD)
     expected_BMD = one_by_one(module, rows_BLD, valid_BL, candidates_BMD)
     torch.testing.assert_close(together_BMD, expected_BMD, rtol=1e-5, atol=1e-6)
 
@@ -251,7 +285,7 @@ def test_in_append_neither_history_nor_another_candidate_reads_a_candidate(case)
     state = module.encode(rows_BLD, valid_BL)
     kept = [tensor.clone() for tensor in state.by_item]
     candidates_BMD.requires_grad_()
-    tokens_BMD = module.score(state, candidates_BMD)
+    (tokens_BMD,) = module.score([(state, candidates_BMD)])
     (gradient_BMD,) = torch.autograd.grad(tokens_BMD[:, 0].square().sum(), candidates_BMD)
     assert torch.equal(gradient_BMD[:, 1:], torch.zeros_like(gradient_BMD[:, 1:]))
     for tensor, before in zip(state.by_item, kept, strict=True):
@@ -276,7 +310,7 @@ def test_no_attention_score_of_append_is_wider_than_the_history(monkeypatch):
     rows_BLD, valid_BL = torch.randn(2, 5, 4, dtype=torch.float64), torch.ones(2, 5, dtype=torch.bool)
     state = module.encode(rows_BLD, valid_BL)
     assert shapes == [(5, 5), (5, 5)]
-    module.score(state, torch.randn(2, 9, 4, dtype=torch.float64))
+    module.score([(state, torch.randn(2, 9, 4, dtype=torch.float64))])
     assert shapes[2:] == [(9, 5)] * 3
 
 
@@ -423,3 +457,13 @@ def test_candidate_and_history_read_one_table(name):
     assert history_BLD.any(2).tolist() == [[True, True, False], [False, False, False]]
     assert categorical_BFD.any(2).tolist() == [[False, True], [False, False]]
     assert not tags_BLD.any()
+
+
+@pytest.mark.parametrize("name", histories())
+@torch.no_grad()
+def test_one_row_of_a_sequence_stands_for_all(name):
+    model = CTRModel(LAYOUT, full_plan(LAYOUT.table_rows, 4), ModelConfig(hidden=(8,), history=name), seed=0)
+    ids_BF, dense_BN = torch.tensor([[1, 2], [3, 4], [1, 6]]), torch.zeros(3, 0)
+    one = {"tags": torch.tensor([[1, -1]]), "history": torch.tensor([[5, 2, -1]])}
+    repeated = {field: ids_1L.repeat(3, 1) for field, ids_1L in one.items()}
+    torch.testing.assert_close(model(ids_BF, dense_BN, one), model(ids_BF, dense_BN, repeated), rtol=1e-5, atol=1e-7)

@@ -2,9 +2,11 @@
 
 That candidates share the pass is after M-FALCON (arXiv 2402.17152).
 
-Shape letters: B users, L history items, M candidates, D embedding width, W model width.
+Shape letters: B users, L history items, M candidates, N candidates of all users, n of one part, D embedding width, W
+model width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,7 +41,8 @@ class Append(nn.Module):
         self.leave = nn.Sequential(nn.LayerNorm(config.model_width), nn.Linear(config.model_width, width))
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
-        return self.score(self.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(1)).squeeze(1)
+        (token_B1D,) = self.score([(self.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(1))])
+        return token_B1D.squeeze(1)
 
     def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
         """The history's keys and values in every block, whatever the candidates."""
@@ -51,10 +54,21 @@ class Append(nn.Module):
                 stream_BLW = block(stream_BLW, keys_values[-1], valid_BL)
         return HistoryState(valid_BL=valid_BL, by_item=tuple(keys_values))
 
-    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
-        """Tokens, B x M x D, of M candidates a user; the attention scores are M x L a head, in every block."""
-        stream_BMW = self.enter(candidates_BMD) + self.candidate_position_W
-        for block, keys_values_BLX in zip(self.blocks, state.by_item, strict=True):
-            stream_BMW = block(stream_BMW, keys_values_BLX, state.valid_BL)
-        tokens_BMD: Tensor = self.leave(stream_BMW)
-        return tokens_BMD
+    def score(self, parts: Sequence[tuple[HistoryState, Tensor]]) -> list[Tensor]:
+        """Tokens, B x M x D, of each state's candidates; the attention scores are M x L a head, in every block.
+
+        All parts' candidates pass a layer together but for the attention, where each part has its own history.
+        """
+        shapes = [candidates_BMD.shape[:2] for _, candidates_BMD in parts]
+        sizes = [num_users * num_candidates for num_users, num_candidates in shapes]
+        stream_NW = self.enter(torch.cat([candidates_BMD.flatten(0, 1) for _, candidates_BMD in parts]))
+        stream_NW = stream_NW + self.candidate_position_W
+        for i, block in enumerate(self.blocks):
+            queries = block.queries(stream_NW).split(sizes)
+            found = [
+                block.attend(queries_nW.unflatten(0, shape), state.by_item[i], state.valid_BL).flatten(0, 1)
+                for queries_nW, shape, (state, _) in zip(queries, shapes, parts, strict=True)
+            ]
+            stream_NW = block.add(stream_NW, torch.cat(found))
+        tokens = self.leave(stream_NW).split(sizes)
+        return [tokens_nD.unflatten(0, shape) for tokens_nD, shape in zip(tokens, shapes, strict=True)]

@@ -81,13 +81,25 @@ class Block(nn.Module):
         keys_values_BLX: Tensor = self.key_value(self.norm(history_BLW))
         return keys_values_BLX
 
-    def forward(self, stream_BQW: Tensor, keys_values_BLX: Tensor, valid_BL: Tensor) -> Tensor:
+    def forward(self, stream_BQW: Tensor, keys_values_BLX: Tensor, valid_BL: Tensor | None) -> Tensor:
         """The stream after this block, B x Q x W."""
-        queries_BHQd = self._heads(self.query(self.norm(stream_BQW)))
-        keys_BHLd, values_BHLd = map(self._heads, keys_values_BLX.chunk(2, dim=-1))
-        found_BHQd = attend(queries_BHQd, keys_BHLd, values_BHLd, valid_BL)
-        stream_BQW = stream_BQW + self.out(found_BHQd.transpose(1, 2).flatten(2))
-        return stream_BQW + self.feed_forward(stream_BQW)
+        return self.add(stream_BQW, self.attend(self.queries(stream_BQW), keys_values_BLX, valid_BL))
+
+    def queries(self, stream: Tensor) -> Tensor:
+        """What streams (any shape that ends in W) ask for; the same shape."""
+        queries: Tensor = self.query(self.norm(stream))
+        return queries
+
+    def attend(self, queries_BQW: Tensor, keys_values_BLX: Tensor, valid_BL: Tensor | None) -> Tensor:
+        """What the queries find in their history, B x Q x W."""
+        keys_BLW, values_BLW = keys_values_BLX.chunk(2, dim=-1)
+        found_BHQd = attend(self._heads(queries_BQW), self._heads(keys_BLW), self._heads(values_BLW), valid_BL)
+        return found_BHQd.transpose(1, 2).flatten(2)
+
+    def add(self, stream: Tensor, found: Tensor) -> Tensor:
+        """The stream after this block, from what its queries found; any shape that ends in W."""
+        stream = stream + self.out(found)
+        return stream + self.feed_forward(stream)
 
     def _heads(self, values_BQW: Tensor) -> Tensor:
         return values_BQW.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -103,8 +115,13 @@ class Blocks(nn.ModuleList):
         return cast(Iterator[Block], super().__iter__())
 
 
-def attend(queries_BHQd: Tensor, keys_BHLd: Tensor, values_BHLd: Tensor, valid_BL: Tensor) -> Tensor:
-    """Scaled dot-product attention of every query to the valid items, B x H x Q x d; zeros for an empty history."""
+def attend(queries_BHQd: Tensor, keys_BHLd: Tensor, values_BHLd: Tensor, valid_BL: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of every query to the valid items, B x H x Q x d; zeros for an empty history.
+
+    Without `valid_BL` all items are valid, which spares the mask.
+    """
+    if valid_BL is None:
+        return nn.functional.scaled_dot_product_attention(queries_BHQd, keys_BHLd, values_BHLd)
     filled_B1 = valid_BL.any(1, keepdim=True)
     seen_BL = valid_BL | ~filled_B1
     found_BHQd = nn.functional.scaled_dot_product_attention(

@@ -1,16 +1,21 @@
 """DIN: a sum of the history's items, weighted by a network of item and candidate (arXiv 1706.06978, section 4.3).
 
-Shape letters: B users, L history items, M candidates, D embedding width.
+Shape letters: B users, L history items, M candidates, D embedding width, U units.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from narrowcast.components.train.histories.registry import HistoryState, register
 from narrowcast.errors import NarrowcastError
+
+MAX_UNITS = 1 << 18
+"""Values of the activation unit's layer that are computed at a time, where candidates share a history: 1 MiB of
+float32, which stays in a core's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,20 +40,39 @@ class DIN(nn.Module):
 
     def __init__(self, config: DINConfig, width: int) -> None:
         super().__init__()
+        self.num_units = config.hidden
         self.unit = nn.Sequential(nn.Linear(4 * width, config.hidden), nn.PReLU(), nn.Linear(config.hidden, 1))
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
-        return self.score(self.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(1)).squeeze(1)
+        (token_B1D,) = self.score([(self.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(1))])
+        return token_B1D.squeeze(1)
 
     def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
-        """The items themselves: the activation unit reads every pair of candidate and item."""
+        """The items themselves: every candidate weighs them anew."""
         return HistoryState(valid_BL=valid_BL, by_item=(rows_BLD,))
 
-    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
+    def score(self, parts: Sequence[tuple[HistoryState, Tensor]]) -> list[Tensor]:
+        return [self._weighted_sums(state, candidates_BMD) for state, candidates_BMD in parts]
+
+    def _weighted_sums(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
         (rows_BLD,) = state.by_item
-        shape = (*candidates_BMD.shape[:2], *rows_BLD.shape[1:])
-        rows_BMLD = rows_BLD.unsqueeze(1).expand(shape)
-        candidates_BMLD = candidates_BMD.unsqueeze(2).expand(shape)
-        pairs = [rows_BMLD, candidates_BMLD, rows_BMLD * candidates_BMLD, rows_BMLD - candidates_BMLD]
-        weights_BML1 = self.unit(torch.cat(pairs, dim=-1)) * state.valid_BL[:, None, :, None]
-        return (weights_BML1 * rows_BMLD).sum(2)
+        num_units = max(1, rows_BLD.shape[:2].numel() * self.num_units)  # of one candidate a user
+        some = candidates_BMD.split(max(1, MAX_UNITS // num_units), dim=1)
+        weights_BLM = torch.cat([self._weights(rows_BLD, some_BmD) for some_BmD in some], dim=2)
+        if state.valid_BL is not None:
+            weights_BLM = weights_BLM * state.valid_BL.unsqueeze(2)
+        return weights_BLM.transpose(1, 2) @ rows_BLD
+
+    def _weights(self, rows_BLD: Tensor, candidates_BMD: Tensor) -> Tensor:
+        """a(h, c) of every pair, B x L x M.
+
+        For one candidate the first layer on [h, c, h * c, h - c] is linear in h, so the candidate has a kernel and a
+        bias of its own: a quarter of the products, and no pair is laid out.
+        """
+        first, prelu, second = cast(tuple[nn.Linear, nn.PReLU, nn.Linear], tuple(self.unit))
+        item_UD, candidate_UD, product_UD, difference_UD = first.weight.chunk(4, dim=1)
+        kernel_BMUD = item_UD + difference_UD + product_UD * candidates_BMD.unsqueeze(2)
+        bias_BMU = nn.functional.linear(candidates_BMD, candidate_UD - difference_UD, first.bias)
+        units_BLMU = (rows_BLD @ kernel_BMUD.flatten(1, 2).transpose(1, 2)).unflatten(2, bias_BMU.shape[1:])
+        weights_BLM: Tensor = second(prelu(units_BLMU + bias_BMU.unsqueeze(1))).squeeze(3)
+        return weights_BLM

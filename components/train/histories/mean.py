@@ -1,5 +1,6 @@
 """Mean: the average of the history's items, whatever the candidate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +33,5 @@ class Mean(nn.Module):
     def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
         return HistoryState(valid_BL=valid_BL, by_user=(masked_mean(rows_BLD, valid_BL),))
 
-    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
-        (mean_BD,) = state.by_user
-        return mean_BD.unsqueeze(1).expand_as(candidates_BMD)
+    def score(self, parts: Sequence[tuple[HistoryState, Tensor]]) -> list[Tensor]:
+        return [state.by_user[0].unsqueeze(1).expand_as(candidates_BMD) for state, candidates_BMD in parts]

@@ -1,5 +1,6 @@
 """None: zeros in place of the history, the control that shows what a history is worth."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,5 +28,5 @@ class NoHistory(nn.Module):
     def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
         return HistoryState(valid_BL=valid_BL)
 
-    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
-        return torch.zeros_like(candidates_BMD)
+    def score(self, parts: Sequence[tuple[HistoryState, Tensor]]) -> list[Tensor]:
+        return [torch.zeros_like(candidates_BMD) for _, candidates_BMD in parts]

@@ -12,7 +12,7 @@ Shape letters: B users, L history items, M candidates, D embedding width.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -31,23 +31,25 @@ class HistoryState:
     """All that candidates read of B histories; may be kept and used again while a history stays as it is.
 
     `by_item`: tensors with something of every item, each B x L x ...; `by_user`: of a history as a whole, each B x ...
+    `valid_BL` is None where nothing is padding.
     """
 
-    valid_BL: Tensor
+    valid_BL: Tensor | None
     by_item: tuple[Tensor, ...] = ()
     by_user: tuple[Tensor, ...] = ()
 
     def user(self, index: int, length: int) -> "HistoryState":
-        """One history's state without what lies beyond `length` items, in memory of its own."""
+        """One history's state, of its first `length` items, in memory of its own."""
+        valid_BL = None if self.valid_BL is None else self.valid_BL[index : index + 1, :length]
         return HistoryState(
-            valid_BL=self.valid_BL[index : index + 1, :length].clone(),
+            valid_BL=None if valid_BL is None or bool(valid_BL.all()) else valid_BL.clone(),
             by_item=tuple(tensor[index : index + 1, :length].clone() for tensor in self.by_item),
             by_user=tuple(tensor[index : index + 1].clone() for tensor in self.by_user),
         )
 
     def num_bytes(self) -> int:
         """Bytes of the memory that the tensors keep alive."""
-        tensors = (self.valid_BL, *self.by_item, *self.by_user)
+        tensors = [*self.by_item, *self.by_user, *([] if self.valid_BL is None else [self.valid_BL])]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
@@ -55,15 +57,15 @@ class HistoryState:
 class Amortised(Protocol):
     """What an encoder offers that can read a history once for all candidates.
 
-    No candidate's token may depend on another candidate, nor on the padding; the encoder's `forward` gives the same.
+    No token depends on another candidate, on another history or on padding, and all are those that `forward` gives.
     """
 
     def encode(self, rows_BLD: Tensor, valid_BL: Tensor) -> HistoryState:
         """The histories alone, whatever the candidates."""
         ...
 
-    def score(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
-        """Tokens, B x M x D, of M candidates a history."""
+    def score(self, parts: Sequence[tuple[HistoryState, Tensor]]) -> list[Tensor]:
+        """For each state of B histories and the M candidates of every one of them (B x M x D): tokens, B x M x D."""
         ...
 
 
