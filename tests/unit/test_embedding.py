@@ -1,5 +1,7 @@
 """The embedding layer against a plain reference, over random plans."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 
 from narrowcast.components.data.encoded import PAD, Layout
 from narrowcast.components.train.embedding import EmbeddingLayer, look_up
+from narrowcast.components.train.forms import COMBINES, QR, Codebook, Hash
 from narrowcast.components.train.plan import Block, Plan, TablePlan, full_plan
+from narrowcast.components.train.sharing import RowMap
 from narrowcast.components.train.tables import EmbeddingTable, TableGroup, form_of
 from narrowcast.errors import NarrowcastError
 
@@ -23,18 +27,28 @@ LAYOUT = Layout(
 
 
 @st.composite
+def blocks(draw, start: int, stop: int, internal: int) -> Block:
+    """Any block, its ids with rows of their own or sharing them."""
+    columns = tuple(sorted(draw(st.sets(st.integers(0, internal - 1)))))
+    shared = (
+        Hash(buckets=draw(st.integers(1, 9))),
+        QR(remainders=draw(st.integers(1, 9)), combine=draw(st.sampled_from(COMBINES))),
+    )
+    possible = [form for form in shared if columns and not form.fault(stop - start, columns, 32)]
+    return Block(start=start, stop=stop, columns=columns, form=draw(st.sampled_from([None, *possible])))
+
+
+@st.composite
 def table_plans(draw, rows=None):
     rows = rows or draw(st.integers(1, 30))
     kept = draw(st.integers(1, rows))
     cuts = sorted(draw(st.sets(st.integers(1, kept - 1), max_size=3))) if kept > 1 else []
     form = draw(st.sampled_from(["plain", "inner", "projection"]))
     internal = draw(st.integers(1, WIDTH)) if form == "projection" else WIDTH
-    columns = st.sets(st.integers(0, internal - 1)).map(lambda chosen: tuple(sorted(chosen)))
     return TablePlan(
         rows=rows,
         blocks=tuple(
-            Block(start=start, stop=stop, columns=draw(columns))
-            for start, stop in zip([0, *cuts], [*cuts, kept], strict=True)
+            draw(blocks(start, stop, internal)) for start, stop in zip([0, *cuts], [*cuts, kept], strict=True)
         ),
         projection=internal if form == "projection" else None,
         inner_width=draw(st.integers(1, 12)) if form == "inner" else None,
@@ -45,14 +59,30 @@ def alone(plan: TablePlan, width: int, seed: int) -> EmbeddingTable:
     return TableGroup([plan], width, [torch.Generator().manual_seed(seed)], 0.01).tables[0]
 
 
-def reference_row(table: EmbeddingTable, row: int) -> torch.Tensor:
-    """One row by the plan's words: fall back, fold, mask, project."""
-    row = row if row < table.plan.kept_rows else 0
+def trained_row(table: EmbeddingTable, row: int, columns: tuple[int, ...]) -> torch.Tensor:
+    """One trained row, folded, with zeros where it has no column."""
     values = table.weight_Rk[row]
     if table.core_kD is not None:
         values = sum(values[k] * table.core_kD[k] for k in range(len(values)))
-    block = next(b for b in table.plan.blocks if b.start <= row < b.stop)
-    values = torch.stack([v if c in block.columns else torch.zeros(()) for c, v in enumerate(values)])
+    return torch.stack([v if c in columns else torch.zeros(()) for c, v in enumerate(values)])
+
+
+def reference_row(table: EmbeddingTable, row: int) -> torch.Tensor:
+    """One row by the plan's words: fall back, fold, mask, put together, project."""
+    row, first = row if row < table.plan.kept_rows else 0, 0
+    for block in table.plan.blocks:
+        if block.start <= row < block.stop:
+            break
+        first += sum(part.rows for part in block.parts)
+    local, form = row - block.start, block.form
+    if isinstance(form, QR):
+        remainder, quotient = block.parts
+        left = trained_row(table, first + local % form.remainders, remainder.columns)
+        right = trained_row(table, first + form.remainders + local // form.remainders, quotient.columns)
+        values = left * right if form.combine == "multiply" else left + right
+    else:
+        local = local % form.buckets if isinstance(form, Hash) else local
+        values = trained_row(table, first + local, block.columns)
     return values if table.lift_dD is None else values @ table.lift_dD
 
 
@@ -82,6 +112,65 @@ def test_masked_columns_and_dropped_rows_get_no_gradient():
     table(torch.arange(9)).sum().backward()
     expected = torch.tensor([[6.0, 0.0, 6.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert torch.equal(table.group.weight_Rk.grad.to_dense(), expected)  # row 0 also answers for the five dropped rows
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize(("num_ids", "remainders"), [(20, 4), (23, 5), (7, 2)])
+def test_every_id_has_a_quotient_and_remainder_of_its_own(num_ids, remainders, combine):
+    block = Block(start=0, stop=num_ids, columns=(0, 1), form=QR(remainders=remainders, combine=combine))
+    reads = RowMap([block])(torch.arange(num_ids))
+    pairs = set(zip(reads.first_n.tolist(), reads.second_m.tolist(), strict=True))
+    assert len(pairs) == num_ids
+    assert {row for pair in pairs for row in pair} == set(range(sum(part.rows for part in block.parts)))
+
+
+def test_shared_rows_get_the_gradient_of_all_their_ids_and_no_other_row_any():
+    columns = (0, 1)
+    plan = TablePlan(
+        rows=40,
+        blocks=(
+            Block(start=0, stop=2, columns=columns),
+            Block(start=2, stop=20, columns=columns, form=Hash(buckets=3)),
+            Block(start=20, stop=40, columns=columns, form=QR(remainders=4, combine="add")),
+        ),
+    )
+    table = alone(plan, 2, 0)
+    table(torch.tensor([1, 2, 5, 6, 20, 24])).sum().backward()
+    gradient = table.group.weight_Rk.grad
+    assert gradient.is_sparse
+    touched = dict(zip(gradient._indices()[0].tolist(), gradient._values()[:, 0].tolist(), strict=True))
+    # Rows of its own 0-1, buckets 2-4, remainders 5-8, quotients 9-13.
+    assert touched == {1: 1.0, 2: 2.0, 3: 1.0, 5: 2.0, 9: 1.0, 10: 1.0}
+
+
+@pytest.mark.parametrize("form", [Hash(buckets=400), *(QR(remainders=60, combine=how) for how in COMBINES)])
+def test_shared_rows_start_with_the_plain_tables_deviation(form):
+    plain = full_plan({"t": 3600}, 16).tables["t"]
+    shared = dataclasses.replace(plain, blocks=(dataclasses.replace(plain.blocks[0], form=form),))
+    deviation = alone(plain, 16, 1).folded().std().item()
+    assert alone(shared, 16, 1).folded().std().item() == pytest.approx(deviation, rel=0.1)
+
+
+def test_rounding_passes_the_gradient_on_as_it_is():
+    columns = (0, 2, 3)
+    plan = TablePlan(
+        rows=9, blocks=(Block(start=0, stop=6, columns=columns, bits=2), Block(start=6, stop=9, columns=()))
+    )
+    plain, rounding = alone(plan, 4, 0), alone(plan, 4, 0)
+    rounding.group.rounds = True
+    ids, weights = torch.tensor([1, 1, 4, 8]), torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    for table in (plain, rounding):
+        (table(ids) * weights).sum().backward()
+    assert not torch.equal(rounding(ids), plain(ids))
+    torch.testing.assert_close(rounding.group.weight_Rk.grad.to_dense(), plain.group.weight_Rk.grad.to_dense())
+
+
+def test_codebooks_are_not_trained_rounded():
+    layout = Layout(categorical=("a",), numeric=(), sequences=(), table_of={"a": "a"}, table_rows={"a": 9})
+    block = Block(start=0, stop=9, columns=(0, 1), form=Codebook(groups=1, centroids=4))
+    layer = EmbeddingLayer(layout, Plan(width=2, tables={"a": TablePlan(rows=9, blocks=(block,))}), 0, 0.01)
+    with pytest.raises(NarrowcastError, match="table 'a' has a codebook, which is fitted after training"):
+        layer.round_rows(True)
 
 
 def test_inner_width_starts_with_the_plain_tables_variance_and_moves_every_row():
