@@ -11,6 +11,8 @@ from narrowcast.components.compact.pack import data_bytes, pack
 from narrowcast.components.compact.packed import PackedModel, read_manifest
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.checkpoint import load_checkpoint
+from narrowcast.components.train.forms import QR, Codebook, Hash
+from narrowcast.components.train.metrics import logloss
 from narrowcast.components.train.plan import Block, Plan, TablePlan
 from narrowcast.components.train.predict import predict
 from narrowcast.components.train.run import TrainConfig, train_from_plan
@@ -40,13 +42,39 @@ def lifted_plan(rows: dict[str, int]) -> Plan:
     return Plan(width=WIDTH, tables=tables, method="test")
 
 
+def shared_plan(rows: dict[str, int], form: type, bits: int) -> Plan:
+    """Hot ids private, the tail shared or coded, where a table is large enough."""
+    columns, tables = tuple(range(WIDTH)), {}
+    make = {
+        Hash: lambda tail: Hash(buckets=tail // 3),
+        QR: lambda tail: QR(remainders=tail // 3),
+        Codebook: lambda tail: Codebook(groups=2, centroids=tail // 3),
+    }[form]
+    for name, n in rows.items():
+        hot = n // 3
+        blocks = [Block(start=0, stop=n if n < 15 else hot, columns=columns, bits=bits)]
+        if n >= 15:
+            blocks.append(Block(start=hot, stop=n, columns=columns, bits=bits, form=make(n - hot)))
+        tables[name] = TablePlan(rows=n, blocks=tuple(blocks))
+    return Plan(width=WIDTH, tables=tables, method="test")
+
+
 PLANS = {
     "float32": lambda rows: block_plan(rows, 32),
     "float32 with MLET": lambda rows: block_plan(rows, 32, inner_width=24),
     "int8": lambda rows: block_plan(rows, 8),
     "int4 with MLET": lambda rows: block_plan(rows, 4, inner_width=24),
     "projections": lifted_plan,
+    "float16": lambda rows: block_plan(rows, 16),
+    "hash": lambda rows: shared_plan(rows, Hash, 32),
+    "quotient-remainder, int8": lambda rows: shared_plan(rows, QR, 8),
+    "codebook": lambda rows: shared_plan(rows, Codebook, 16),
+    "int8, aware": lambda rows: block_plan(rows, 8),
+    "int4 with MLET, aware": lambda rows: block_plan(rows, 4, inner_width=24),
+    "hash of 2 bits, aware": lambda rows: shared_plan(rows, Hash, 2),
 }
+LOSSLESS = ("float32", "projections", "hash")
+"""Bit by bit."""
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +86,8 @@ def packed(tiny_encoded, tiny_frame, tiny_schema, tmp_path_factory) -> dict[str,
         folder = tmp_path_factory.mktemp("pack")
         (folder / "plan").mkdir()
         make(rows).save(folder / "plan" / "plan.json")
-        train_from_plan(
-            tiny_encoded, folder / "plan", TrainConfig(epochs=1, batch_size=64, num_workers=0), folder / "checkpoint"
-        )
+        training = TrainConfig(epochs=1, batch_size=64, num_workers=0, quantisation_aware="aware" in name)
+        train_from_plan(tiny_encoded, folder / "plan", training, folder / "checkpoint")
         pack(folder / "checkpoint", tiny_encoded, tiny_frame, tiny_schema, folder / "packed")
         folders[name] = folder
     return folders
@@ -82,12 +109,27 @@ def test_scores_are_the_trained_models_within_the_bound(packed, tiny_encoded, na
     difference, parity = float(np.abs(trained - scores).max()), read_manifest(packed[name] / "packed")["parity"]
     assert difference <= parity["bound"]
     assert parity["max_difference"] <= parity["bound"]
-    if name in ("float32", "projections"):
+    if name in LOSSLESS:
         assert difference == parity["max_difference"] == 0.0
-    elif name == "float32 with MLET":
+    elif name == "float32 with MLET" or "aware" in name:
         assert parity["bound"] == 1e-6
     else:
         assert 0 < parity["max_difference"] < 0.05
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if "aware" in name])
+def test_what_was_trained_aware_of_rounding_is_what_was_evaluated_and_is_served(packed, tiny_encoded, name):
+    """The retraining's own figures, the checkpoint's scores and the packed model's."""
+    data = EncodedData(tiny_encoded)
+    model = load_checkpoint(packed[name] / "checkpoint")
+    assert model.embedding.rounds
+    test = data.split("test")
+    scores = PackedModel.load(packed[name] / "packed").batch_scores(test.inputs.take(slice(None)))
+    written = read_json(packed[name] / "checkpoint" / "metrics.json")["test"]
+    assert logloss(test.label_B, scores) == pytest.approx(written["logloss"], abs=1e-6)
+    np.testing.assert_allclose(scores, predict(model, test), rtol=0, atol=1e-6)
+    model.embedding.round_rows(False)
+    assert np.abs(scores - predict(model, test)).max() > 1e-6  # there is something to round
 
 
 def test_raw_values_score_as_the_encoded_rows(packed, tiny_encoded, tiny_frame, tiny_schema):
