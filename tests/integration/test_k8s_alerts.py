@@ -26,7 +26,7 @@ HEALTHY = {
     f"narrowcast_probability_sum{{{POD}}}": "0+60x120",
     f"narrowcast_probability_count{{{POD}}}": "0+600x120",
     f"narrowcast_failed_swaps_total{{{POD}}}": "0x120",
-    f"narrowcast_request_log_dropped{{{POD}}}": "0x120",
+    f"narrowcast_request_log_dropped_total{{{POD}}}": "0x120",
     f'narrowcast_model_info{{{POD}, version="new"}}': "1x120",
     'kube_statefulset_status_replicas_ready{namespace="narrowcast", statefulset="redis"}': "1x120",
     f"kube_pod_container_status_restarts_total{{{REDIS}}}": "0x120",
@@ -49,7 +49,7 @@ FAULTS = {
     "NarrowcastFallbacks": {f'narrowcast_fallbacks_total{{{POD}, owner="user"}}': "0+600x120"},
     "NarrowcastUnknownIds": {f'narrowcast_unknown_ids_total{{{POD}, key="item_id"}}': "0+3000x120"},
     "NarrowcastSwapFailed": {f"narrowcast_failed_swaps_total{{{POD}}}": "0x115 1x5"},
-    "NarrowcastRequestLogDrops": {f"narrowcast_request_log_dropped{{{POD}}}": "0x110 0+5x10"},
+    "NarrowcastRequestLogDrops": {f"narrowcast_request_log_dropped_total{{{POD}}}": "0x110 0+5x10"},
     "NarrowcastRedisDown": {
         'kube_statefulset_status_replicas_ready{namespace="narrowcast", statefulset="redis"}': "0x120"
     },

@@ -1,26 +1,28 @@
-"""Alerts speak of metrics that exist, and every alert can be looked up."""
+"""Alerts speak of metrics and labels that exist, and every alert can be looked up."""
 
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from narrowcast.components.serve import metrics  # noqa: F401  registers the server's metrics
+from narrowcast.components.serve.metrics import FOLLOWED, Metrics
 
 ROOT = Path(__file__).parents[3]
+SCRAPED = {"namespace", "pod", "service", "inferenceservice"}
 OTHERS = {
-    "up": "Prometheus",
-    "kube_statefulset_status_replicas_ready": "kube-state-metrics",
-    "kube_pod_container_status_restarts_total": "kube-state-metrics",
-    "kube_pod_container_resource_limits": "kube-state-metrics",
-    "kube_pod_status_unschedulable": "kube-state-metrics",
-    "kube_pod_status_phase": "kube-state-metrics",
-    "container_memory_working_set_bytes": "cAdvisor in the kubelet",
-    "kubelet_volume_stats_available_bytes": "the kubelet",
-    "kubelet_volume_stats_capacity_bytes": "the kubelet",
+    "up": set(),
+    "kube_statefulset_status_replicas_ready": {"statefulset"},
+    "kube_pod_container_status_restarts_total": {"container"},
+    "kube_pod_container_resource_limits": {"container", "resource"},
+    "kube_pod_status_unschedulable": set(),
+    "kube_pod_status_phase": {"phase"},
+    "container_memory_working_set_bytes": {"container"},
+    "kubelet_volume_stats_available_bytes": {"persistentvolumeclaim"},
+    "kubelet_volume_stats_capacity_bytes": {"persistentvolumeclaim"},
 }
-SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+"""Labels by metric, of Prometheus itself, kube-state-metrics and the kubelet."""
 
 
 @pytest.fixture(scope="module")
@@ -29,36 +31,30 @@ def rules(render):
     return [rule for group in found["spec"]["groups"] for rule in group["rules"]]
 
 
-def own_names():
-    return {family.name + suffix for family in REGISTRY.collect() for suffix in SUFFIXES.get(family.type, ())}
+@pytest.fixture(scope="module")
+def labels_of():
+    """Labels by metric, of a server that has answered."""
+    server = Metrics("test")
+    server.answered("rest", 200)
+    server.scored(np.array([0.5], np.float32))
+    server.ids("item_id", 1, 1)
+    server.fallback("user")
+    server.follow(lambda: ("version", dict.fromkeys(FOLLOWED, 1.0)))
+    samples = [sample for family in REGISTRY.collect() for sample in family.samples]
+    return OTHERS | {sample.name: set(sample.labels) for sample in samples}
 
 
-def test_metrics_exist(rules):
-    known = own_names() | OTHERS.keys()
+def test_metrics_and_labels_exist(rules, labels_of):
     for rule in rules:
-        text = re.sub(r'"[^"]*"', "", rule["expr"])
-        named = set(re.findall(r"\b(?:narrowcast|request|kube|kubelet|container)_\w+|\bup\b", text))
-        assert named
-        assert named <= known, rule["alert"]
-
-
-def test_labels_exist(rules):
-    """A label that a rule sums or selects the server's metrics by is one that the metric or the scrape has."""
-    by_scrape = {"inferenceservice", "namespace", "pod", "service", "le"}
-    by_metric = {"status", "owner", "key", "version"}
-    collectors = {
-        metrics.REQUESTS: "status",
-        metrics.FALLBACKS: "owner",
-        metrics.IDS: "key",
-        metrics.MODEL_INFO: "version",
-    }
-    assert all(label in collector._labelnames for collector, label in collectors.items())
-    for rule in rules:
-        if "narrowcast_" in rule["expr"].replace('"narrowcast_', ""):
-            used = set(re.findall(r"(\w+)\s*=~?\s*\"", rule["expr"]))
-            for group in re.findall(r"by \(([^)]*)\)", rule["expr"]):
-                used |= {label.strip() for label in group.split(",")}
-            assert used <= by_scrape | by_metric, rule["alert"]
+        names = re.findall(
+            r"\b(?:narrowcast|request|kube|kubelet|container)_\w+|\bup\b", re.sub('".*?"', "", rule["expr"])
+        )
+        assert names
+        assert set(names) <= labels_of.keys(), rule["alert"]
+        used = set(re.findall(r'(\w+)\s*=~?\s*"', rule["expr"]))
+        for group in re.findall(r"\b(?:by|on)\s*\((.*?)\)", rule["expr"]):
+            used |= set(group.replace(" ", "").split(","))
+        assert used <= SCRAPED.union(*(labels_of[name] for name in names)), rule["alert"]
 
 
 def test_predictors_are_scraped(render):
@@ -70,6 +66,5 @@ def test_predictors_are_scraped(render):
 
 
 def test_every_alert_is_explained(rules):
-    page = ROOT / "docs" / "operations.md"
-    text = page.read_text()
+    text = (ROOT / "docs" / "operations.md").read_text()
     assert [rule["alert"] for rule in rules if rule["alert"] not in text] == []
