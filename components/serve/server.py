@@ -300,4 +300,6 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # all is answered and written; taking the interpreter down piece by piece would take seconds

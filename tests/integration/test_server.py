@@ -9,26 +9,36 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import numpy as np
 import pandas as pd
 import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from narrowcast.components.compact.packed import PackedModel
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.features.online import OnlineFeatures
 from narrowcast.components.serve import client, process
 from narrowcast.components.serve.protocol import MAX_CANDIDATES, to_tensors
-from narrowcast.components.serve.server import claim_port, load_predictor
+from narrowcast.components.serve.server import claim_port
+from narrowcast.components.serve.versions import VersionConfig, load_version
 from narrowcast.errors import NarrowcastError
+from narrowcast.records import digest
+
+
+PATIENT = ("--store-deadline-ms", "20000")
+"""On a busy machine no answer may come from defaults."""
 
 
 @pytest.fixture(scope="module")
 def server(tiny_run, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "server.log"
-    running = process.start(tiny_run.packed_model, tiny_run.feature_store, log, outlive=False)
+    running = process.start(tiny_run.packed_model, tiny_run.feature_store, log, outlive=False, options=PATIENT)
     yield running
     process.stop(running.pid)
 
@@ -176,11 +186,12 @@ def test_garbage_is_the_clients_error(server):
         b'{"inputs": [], "x": NaN}',
         b'{"inputs": [{"name": "a", "shape": [NaN], "datatype": "FP32", "data": [NaN]}]}',
     ]
-    bodies += [json.dumps({**good, "id": "\ud800"}).encode(), json.dumps({**good, "parameters": {"a": [1]}}).encode()]
+    bodies += [json.dumps({**good, "id": "\ud800"}).encode(), json.dumps({**good, "parameters": [1]}).encode()]
     headers = [
         {},
         {"Content-Type": "text/plain"},
         {"Content-Type": "application/octet-stream"},
+        {"Content-Encoding": "gzip"},
         {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "x"},
         {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "7"},
         {"Content-Type": "application/cloudevents+json"},
@@ -218,26 +229,195 @@ def test_binary_tensors_of_kserves_client(server):
     assert client.probabilities(json.loads(text)) == plain
 
 
-def test_metrics_count_what_happened(server):
-    def value(line_start):
-        lines = get(server, "/metrics")[1].splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(line_start))
+def grpc_request(server, tensors, **others):
+    """The same tensors as a ModelInferRequest."""
+    inputs = []
+    for sent in tensors:
+        kind = {"BYTES": "bytes_contents", "FP64": "fp64_contents", "INT64": "int64_contents"}[sent["datatype"]]
+        data = [value.encode() if isinstance(value, str) else value for value in sent["data"]]
+        inputs.append({**{k: sent[k] for k in ("name", "shape", "datatype")}, "contents": {kind: data}})
+    return pb.ModelInferRequest(**{"model_name": server.name, "inputs": inputs, **others})
 
-    names = {
-        "candidates": "narrowcast_candidates_total",
-        "unknown": f'narrowcast_unknown_ids_total{{key="item_id",model_name="{server.name}"}}',
-        "errors": "narrowcast_client_errors_total",
-        "kserve": "request_predict_seconds_count",
-        **{
-            s: f'narrowcast_stage_seconds_count{{model_name="{server.name}",stage="{s}"}}'
-            for s in ("lookup", "encode", "score")
-        },
-    }
-    before = {key: value(line) for key, line in names.items()}
+
+@pytest.fixture(scope="module")
+def stub(server):
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        yield GRPCInferenceServiceStub(channel)
+
+
+def test_grpc_answers_as_rest_does(server, stub, tiny_run, tiny_schema):
+    sample = json.loads((tiny_run.packed_model / "sample_request.json").read_text())["request"]["inputs"]
+    for tensors in (sample, ranking("nobody", ["1", "never"])):
+        rest = client.infer(server.url, server.name, tensors)
+        answer = stub.ModelInfer(grpc_request(server, tensors, id="7"))
+        scores = answer.outputs[0].contents.fp32_contents
+        np.testing.assert_array_equal(np.array(scores, np.float32), np.array(client.probabilities(rest), np.float32))
+        assert (answer.id, answer.model_name, answer.model_version) == ("7", server.name, digest(tiny_run.packed_model))
+        assert {k: v.string_param for k, v in answer.parameters.items()} == rest.get("parameters", {})
+    assert stub.ServerLive(pb.ServerLiveRequest()).live
+    assert stub.ServerReady(pb.ServerReadyRequest()).ready
+    assert stub.ModelReady(pb.ModelReadyRequest(name=server.name)).ready
+    described = stub.ModelMetadata(pb.ModelMetadataRequest(name=server.name))
+    assert tuple(entry.name for entry in described.inputs) == tiny_schema.input_names
+    assert list(described.versions) == [digest(tiny_run.packed_model)]
+
+
+def test_raw_grpc_tensors_are_answered_raw(server, stub):
+    raw = [b"\1\0\0\0" + b"3", b"\1\0\0\0" + b"1" + b"\1\0\0\0" + b"2", b"\2\0\0\0" + b"tv"]
+    named = [{"name": n, "shape": [m], "datatype": "BYTES"} for n, m in (("user_id", 1), ("item_id", 2), ("device", 1))]
+    answer = stub.ModelInfer(pb.ModelInferRequest(model_name=server.name, inputs=named, raw_input_contents=raw))
+    plain = client.probabilities(client.infer(server.url, server.name, ranking(items=("1", "2"))))
+    np.testing.assert_array_equal(np.frombuffer(answer.raw_output_contents[0], "<f4"), np.array(plain, np.float32))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        tensor("price", [float("nan")], "FP64"),
+        tensor("price", [1.0, 2.0], "FP64"),
+        tensor("price", ["cheap"]),
+        tensor("age", [1e300], "FP64"),
+        tensor("tags", ["no list"]),
+        tensor("colour", ["red"]),
+        tensor("device", ["tv"]),
+    ],
+)
+def test_grpc_refuses_with_rests_sentences(server, stub, bad):
+    status, text = post(server, {"inputs": ranking(bad=bad)})
+    assert status == 400
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(grpc_request(server, ranking(bad=bad)))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == json.loads(text)["error"]
+
+
+def test_grpc_refuses_what_only_it_can_be_sent(server, stub):
+    def refusal(call, request):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request)
+        return caught.value.code().name, caught.value.details()
+
+    both = grpc_request(server, ranking(), raw_input_contents=[b"", b"", b""])
+    assert refusal(stub.ModelInfer, both)[0] == "INVALID_ARGUMENT"
+    short = grpc_request(server, ranking(), raw_input_contents=[b""])
+    assert refusal(stub.ModelInfer, short) == (
+        "INVALID_ARGUMENT",
+        "the request has 3 inputs but 1 raw contents: send one each",
+    )
+    half = {"name": "price", "shape": [1], "datatype": "FP16", "contents": {"fp32_contents": [1.0]}}
+    assert (
+        "only raw contents" in refusal(stub.ModelInfer, pb.ModelInferRequest(model_name=server.name, inputs=[half]))[1]
+    )
+    wrong = {"name": "device", "shape": [1], "datatype": "BYTES", "contents": {"bytes_contents": [b"\xff"]}}
+    assert "Unicode" in refusal(stub.ModelInfer, pb.ModelInferRequest(model_name=server.name, inputs=[wrong]))[1]
+    asked = pb.ModelInferRequest(model_name=server.name, outputs=[{"name": "logit"}])
+    assert "no output 'logit'" in refusal(stub.ModelInfer, asked)[1]
+    assert refusal(stub.ModelInfer, pb.ModelInferRequest(model_name="x"))[0] == "NOT_FOUND"
+    assert refusal(stub.ModelInfer, grpc_request(server, ranking(), model_version="x"))[0] == "NOT_FOUND"
+    assert refusal(stub.ModelReady, pb.ModelReadyRequest(name="x"))[0] == "NOT_FOUND"
+    assert refusal(stub.ModelMetadata, pb.ModelMetadataRequest(name="x"))[0] == "NOT_FOUND"
+    assert refusal(stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest())[0] == "UNIMPLEMENTED"
+    long = grpc_request(server, [tensor("user_id", ["3" * (17 << 20)])])
+    assert refusal(stub.ModelInfer, long)[0] == "RESOURCE_EXHAUSTED"
+
+
+def test_a_version_is_named_and_may_be_asked_for(server, tiny_run):
+    md5 = digest(tiny_run.packed_model)
+    model = f"/v2/models/{server.name}"
+    assert json.loads(get(server, model)[1])["versions"] == [md5]
+    assert json.loads(get(server, f"{model}/versions/{md5}")[1])["versions"] == [md5]
+    assert get(server, f"{model}/versions/{md5}/ready")[0] == 200
+    status, text = post(server, {"inputs": ranking()}, f"{model}/versions/{md5}/infer")
+    assert status == 200
+    assert json.loads(text)["model_version"] == md5
+    for path in (f"{model}/versions/1", f"{model}/versions/1/ready"):
+        assert get(server, path)[0] == 404
+    assert post(server, {"inputs": ranking()}, f"{model}/versions/1/infer")[0] == 404
+
+
+def test_request_id_is_the_bodys_or_the_headers(server):
+    answer = json.loads(post(server, {"inputs": ranking(), "id": "mine"})[1])
+    assert answer["id"] == "mine"
+    answer = json.loads(post(server, {"inputs": ranking()}, headers={"X-Request-Id": "traced"})[1])
+    assert answer["id"] == "traced"
+
+
+def test_bodies_over_the_limit_are_413(server):
+    status, text = post(server, b" " * ((16 << 20) + 1))
+    assert status == 413
+    assert "over the limit" in json.loads(text)["error"]
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    with contextlib.closing(connection):
+        path = f"/v2/models/{server.name}/infer"
+        connection.request("POST", path, iter([b" " * (1 << 20)] * 17), encode_chunked=True)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            assert connection.getresponse().status == 413
+    body = json.dumps({"inputs": ranking()}).encode()
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", path, iter([body[:20], body[20:]]), encode_chunked=True)
+        assert connection.getresponse().status == 200
+
+
+def test_large_and_small_requests_at_once_get_their_own_answers(server):
+    """Many at once, so that they are scored together; one is so long that it is read in a thread."""
+    asked = [(str(user), [str((user + i) % 40) for i in range(1 + 7 * user)]) for user in range(20)]
+    alone = [client.probabilities(client.infer(server.url, server.name, ranking(*request))) for request in asked]
+    long = ranking("3", ["x" * 40 + str(i) for i in range(9000)])
+    with ThreadPoolExecutor(10) as pool:
+        slow = pool.submit(client.infer, server.url, server.name, long)
+        together = pool.map(lambda request: client.infer(server.url, server.name, ranking(*request)), asked * 5)
+        for expected, answer in zip(alone * 5, together, strict=True):
+            np.testing.assert_allclose(client.probabilities(answer), expected, atol=1e-6)
+        assert len(set(client.probabilities(slow.result()))) == 1, "items the model never saw score alike"
+
+
+def test_metrics_count_what_happened(server, stub):
+    model = f'model_name="{server.name}"'
+
+    def values():
+        lines = [line for line in get(server, "/metrics")[1].splitlines() if not line.startswith("#")]
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+    before = values()
+    client.infer(server.url, server.name, ranking(items=("1", "never")))
     client.infer(server.url, server.name, ranking(items=("1", "never")))
     post(server, {"inputs": []})
-    risen = {key: value(line) - before[key] for key, line in names.items()}
-    assert risen == {"candidates": 2, "unknown": 1, "errors": 1, "kserve": 2, "lookup": 1, "encode": 1, "score": 1}
+    stub.ModelInfer(grpc_request(server, ranking(items=("1",))))
+    with pytest.raises(grpc.RpcError):
+        stub.ModelInfer(grpc_request(server, []))
+    after = values()
+    for name, risen in {
+        "narrowcast_candidates_total{%s}": 5,
+        "narrowcast_probability_count{%s}": 5,
+        'narrowcast_probability_bucket{le="1.0",%s}': 5,
+        'narrowcast_probability_bucket{le="0.001",%s}': 0,
+        'narrowcast_ids_total{key="item_id",%s}': 5,
+        'narrowcast_ids_total{key="user_id",%s}': 3,
+        'narrowcast_unknown_ids_total{key="item_id",%s}': 2,
+        'narrowcast_unknown_ids_total{key="user_id",%s}': 0,
+        'narrowcast_requests_total{%s,protocol="rest",status="200"}': 2,
+        'narrowcast_requests_total{%s,protocol="rest",status="400"}': 1,
+        'narrowcast_requests_total{%s,protocol="grpc",status="OK"}': 1,
+        'narrowcast_requests_total{%s,protocol="grpc",status="INVALID_ARGUMENT"}': 1,
+        'narrowcast_stage_seconds_count{%s,stage="parse"}': 3,
+        'narrowcast_stage_seconds_count{%s,stage="lookup"}': 3,
+        'narrowcast_stage_seconds_count{%s,stage="encode"}': 3,
+        'narrowcast_stage_seconds_count{%s,stage="queue"}': 3,
+        'narrowcast_stage_seconds_count{%s,stage="score"}': 3,
+        'narrowcast_stage_seconds_count{%s,stage="respond"}': 3,
+        "narrowcast_batch_requests_count{%s}": 3,
+        "narrowcast_request_candidates_sum{%s}": 5,
+        "request_predict_seconds_count{%s}": 3,
+    }.items():
+        assert after[name % model] - before.get(name % model, 0) == risen, name
+    assert after[f'narrowcast_model_info{{{model},version="{server.model_md5}"}}'] == 1
+    assert after[f'narrowcast_requests_in_flight{{{model},version="{server.model_md5}"}}'] == 0
+    hits, misses = (
+        f'narrowcast_history_cache_{kind}_total{{{model},version="{server.model_md5}"}}' for kind in ("hits", "misses")
+    )
+    assert after[hits] + after[misses] - before[hits] - before[misses] == 3
+    assert after[hits] - before[hits] >= 2, "one user's history is encoded once"
 
 
 def command(tiny_run, *others):
@@ -259,9 +439,9 @@ def test_bad_addresses_and_folders_are_sentences(tiny_run, tmp_path):
     with pytest.raises(NarrowcastError, match=r"cannot listen on no\.such\.host"):
         claim_port("no.such.host.invalid", 0)
     with pytest.raises(NarrowcastError, match="holds no packed model"):
-        load_predictor(tmp_path, tiny_run.feature_store)
+        load_version(tmp_path, tiny_run.feature_store, VersionConfig())
     with pytest.raises(NarrowcastError):
-        load_predictor(tiny_run.packed_model, tmp_path)
+        load_version(tiny_run.packed_model, tmp_path, VersionConfig())
 
 
 def test_binds_loopback_only(server):
