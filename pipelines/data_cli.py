@@ -1,16 +1,25 @@
-"""`narrowcast data`: get, describe, synthesise and version raw data."""
+"""`narrowcast data`: get, describe, synthesise and version raw data; the drift of what a server is asked."""
 
 import json
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
+from narrowcast.errors import NarrowcastError
 from narrowcast.records import write_text
 
-data = typer.Typer(help="Get, describe, synthesise and version raw data.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from narrowcast.components.data.schema import Schema
+    from narrowcast.components.validate.drift import FieldDrift
+
+data = typer.Typer(help="Get, describe, synthesise and version raw data; measure drift.", no_args_is_help=True)
 out = Console()
 
 RAW = Path("data/raw")
@@ -122,3 +131,71 @@ def checkout(
 
     work(version, remote_address(remote, Path.cwd()), target)
     out.print(f"version {version} lies in {target}", soft_wrap=True)
+
+
+@data.command()
+def drift(
+    log: Annotated[Path, typer.Option(metavar="DIR", help="Folder of a server's request log.")],
+    run: Annotated[str, typer.Option(help="The run that trained the model: its id, folder, or `latest`.")] = "latest",
+    frame: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Training frame (frame.parquet), in place of the run's.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(help="Only the requests of the last so many hours.", min=0.0)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a field is over a limit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare the inputs of logged requests with the training rows, by the limits of the schema's `checks`.
+
+    Example: `narrowcast data drift --log requests --run latest --hours 24`
+    """
+    from narrowcast.components.serve.request_log import logged_schema, logged_values, read_log
+    from narrowcast.components.validate.drift import measure_drift_to
+
+    path, schema = _frame_of(run) if frame is None else (frame, logged_schema(log))
+    path = path / "frame.parquet" if path.is_dir() else path
+    if not path.is_file():
+        raise NarrowcastError(f"the training frame {path} does not exist: give it with --frame")
+    since = None if hours is None else datetime.now(UTC) - timedelta(hours=hours)
+    num_requests = len(read_log(log, schema=schema, columns=["_version"], since=since))
+    measured = track(
+        measure_drift_to(path, lambda field: logged_values(log, field, schema=schema, since=since), schema),
+        "measuring drift",
+        total=len(schema.inputs),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    fields = list(measured)
+    if as_json:
+        print(json.dumps({"requests": num_requests, "fields": [asdict(field) for field in fields]}, indent=1))
+    else:
+        out.print(_drift_table(fields, f"{num_requests:,} requests"))
+    over = [field.name for field in fields if not field.passed]
+    if over and strict:
+        raise NarrowcastError(
+            f"drift of the requests is over the schema's limit in {', '.join(over)}: train on newer data, or raise "
+            "checks.max_drift or checks.max_unseen in the schema"
+        )
+
+
+def _frame_of(run: str) -> "tuple[Path, Schema]":
+    """A run's training frame and schema."""
+    from narrowcast.components.data.schema import Schema
+    from narrowcast.pipelines import parameters
+    from narrowcast.pipelines.manifest import Run, find_run
+
+    home = parameters.home_folder(Path.cwd()).resolve()
+    made = Run.load(find_run(run, home))
+    if "valid_frame" not in made.artifacts:
+        raise NarrowcastError(f"run {made.run_id} ended before it had a training frame: name another with --run")
+    return home / made.artifacts["valid_frame"]["path"], Schema.from_text(made.parameters["schema"])
+
+
+def _drift_table(fields: "list[FieldDrift]", title: str) -> Table:
+    table = Table("field", "type", "PSI", "limit", "KS", "unseen", "limit", "", title=title)
+    for field in fields:
+        unseen_limit = None if field.unseen_share is None else field.unseen_limit
+        figures = (field.psi, field.limit, field.ks, field.unseen_share, unseen_limit)
+        shown = ["" if figure is None else f"{figure:.3g}" for figure in figures]
+        table.add_row(field.name, field.type, *shown, "[green]ok[/]" if field.passed else "[red]over[/]")
+    return table

@@ -71,7 +71,7 @@ class RequestLog:
         self.written = 0
         self.dropped = 0
         self._share = share
-        self._due = 0.0
+        self._offered = 0
         self._roll_rows = roll_rows
         self._roll_s = roll_s
         self._max_bytes = max_bytes
@@ -92,10 +92,9 @@ class RequestLog:
             time_us=time.time_ns() // 1000, version=version, columns=columns, probability_M=probability_M
         )
         with self._changed:
-            self._due += self._share
-            if self._due < 1:
+            self._offered += 1
+            if int(self._offered * self._share) == int((self._offered - 1) * self._share):
                 return
-            self._due -= 1
             if self._closing or self._pending_rows + len(probability_M) > self._max_pending_rows:
                 self.dropped += 1
                 return
@@ -190,6 +189,12 @@ def read_log(
             "server of this schema"
         )
     return pa.concat_tables(tables)
+
+
+def logged_values(folder: str | Path, field: Field, *, schema: Schema, since: datetime | None = None) -> pa.Array:
+    """The field's logged values: one a candidate, or one a request where a single value stood for all."""
+    column = read_log(folder, schema=schema, columns=[field.name], since=since)[field.name]
+    return pc.list_flatten(column).combine_chunks()
 
 
 def logged_schema(folder: str | Path) -> Schema:

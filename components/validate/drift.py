@@ -1,4 +1,4 @@
-"""Drift between the training period and the later one, field by field.
+"""Drift from the training period to a later one (later rows of the frame, or logged requests), field by field.
 
 Two figures measure two things and have a limit each. The *population stability index* (PSI) compares how the rows are
 spread over buckets: sum over buckets of (q - p) ln(q / p), p the share of the training rows and q of the later ones
@@ -19,7 +19,7 @@ Buckets (our own choice):
 Missing values are a bucket of their own. Numerics also get the Kolmogorov-Smirnov statistic, without a limit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from narrowcast.components.data.encoded import SPLITS
 from narrowcast.components.data.schema import SPLIT, Field, FieldType, Schema
 from narrowcast.errors import NarrowcastError
 
@@ -64,7 +65,23 @@ def measure_drift(frame: Path, schema: Schema) -> list[FieldDrift]:
     if later_B.all() or not later_B.any():
         empty = "training" if later_B.all() else "validation and test"
         raise NarrowcastError(f"the frame has no {empty} rows to measure drift with: add events or change `split`")
-    return [_field_drift(frame, field, later_B, schema) for field in sorted(schema.inputs, key=lambda f: f.name)]
+    return [_field_drift(field, _column(frame, field), later_B, schema) for field in _sorted_inputs(schema)]
+
+
+def measure_drift_to(frame: Path, later: Callable[[Field], pa.Array], schema: Schema) -> Iterator[FieldDrift]:
+    """The drift of every input from the frame's training rows to the values that `later` gives, sorted by name.
+
+    Raises NarrowcastError when the frame has no training rows.
+    """
+    training_B = pc.equal(pq.read_table(frame, columns=[SPLIT])[SPLIT], SPLITS[0]).combine_chunks()
+    num_training = training_B.true_count
+    if not num_training:
+        raise NarrowcastError(f"{frame} has no training rows to measure drift from: give the frame of a run")
+    for field in _sorted_inputs(schema):
+        training = _column(frame, field).filter(training_B)
+        values = later(field).cast(training.type)
+        later_B = np.arange(num_training + len(values)) >= num_training
+        yield _field_drift(field, pa.concat_arrays([training, values]), later_B, schema)
 
 
 def check_drift(fields: Sequence[FieldDrift]) -> None:
@@ -138,8 +155,15 @@ def id_buckets(training_counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return buckets
 
 
-def _field_drift(frame: Path, field: Field, later_B: NDArray[np.bool_], schema: Schema) -> FieldDrift:
-    column = pq.read_table(frame, columns=[field.name])[field.name].combine_chunks()
+def _sorted_inputs(schema: Schema) -> list[Field]:
+    return sorted(schema.inputs, key=lambda field: field.name)
+
+
+def _column(frame: Path, field: Field) -> pa.Array:
+    return pq.read_table(frame, columns=[field.name])[field.name].combine_chunks()
+
+
+def _field_drift(field: Field, column: pa.Array, later_B: NDArray[np.bool_], schema: Schema) -> FieldDrift:
     limits = schema.checks
     ks: float | None = None
     unseen_share: float | None = None

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from narrowcast.pipelines.cli import app
 
 VERBS = {"run", "reproduce", "step", "compile", "methods", "serve", "rank", "export", "doctor", "data"}
-DATA_VERBS = {"list", "get", "describe", "synth", "snapshot", "checkout"}
+DATA_VERBS = {"list", "get", "describe", "synth", "snapshot", "checkout", "drift"}
 
 
 def narrowcast(*arguments, cwd=None):
