@@ -30,7 +30,6 @@ from narrowcast.components.serve.versions import VersionConfig, load_version
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import digest
 
-
 PATIENT = ("--store-deadline-ms", "20000")
 """On a busy machine no answer may come from defaults."""
 
