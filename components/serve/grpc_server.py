@@ -5,6 +5,7 @@ import uuid
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
     GRPCInferenceServiceServicer,
@@ -90,6 +91,30 @@ class Servicer(GRPCInferenceServiceServicer):
         raise AssertionError  # abort raises
 
 
+class Parsing(grpc.aio.ServerInterceptor):
+    """A message that cannot be parsed is the client's mistake; gRPC alone would answer UNKNOWN, as for the server's."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+
+        async def call(message: bytes, context: grpc.aio.ServicerContext) -> Any:
+            try:
+                request = handler.request_deserializer(message)
+            except DecodeError as error:
+                self.predictor.metrics.answered("grpc", "INVALID_ARGUMENT")
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"the message cannot be parsed ({error}): send the v2 protocol's"
+                )
+            return await handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
+
+
 def read_request(request: Any, request_id: str) -> Asked:
     """A ModelInferRequest's tensors. Raises RequestError where it contradicts itself."""
     raw = request.raw_input_contents
@@ -138,11 +163,12 @@ def _contents(tensor: Any) -> list[Any]:
 def grpc_server(predictor: Predictor, host: str, port: int, max_bytes: int) -> tuple[grpc.aio.Server, int]:
     """A server that is not started yet, and its port. Raises NarrowcastError where the address cannot be had."""
     server = grpc.aio.server(
+        interceptors=[Parsing(predictor)],
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_send_message_length", max_bytes),
-        ]
+        ],
     )
     add_GRPCInferenceServiceServicer_to_server(Servicer(predictor), server)
     try:

@@ -303,12 +303,18 @@ def kserve_app(data_plane: ServerDataPlane) -> ASGIApp:
     RESTServer("", data_plane, _FixedRepository(data_plane.model_registry), 0).create_application()
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_malformed)
+    app.add_exception_handler(NotImplementedError, _refuse_unsupported)
     return app
 
 
 async def _refuse(_: HttpRequest, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
     return JSONResponse({"error": str(error).encode("utf-8", "replace").decode()}, status_code=error.status)
+
+
+async def _refuse_unsupported(_: HttpRequest, error: Exception) -> JSONResponse:
+    """What KServe's endpoints describe and do not do, a version as a query parameter: no server error."""
+    return JSONResponse({"error": f"{error} Ask for /v2/models/NAME/versions/VERSION"}, status_code=400)
 
 
 async def _refuse_malformed(_: HttpRequest, error: Exception) -> JSONResponse:

@@ -178,7 +178,7 @@ def test_answers_go_on_from_defaults_while_the_store_is_gone(stored, redis, tiny
     assert len(during) > 30
     assert all(outcome in fallen for outcome in during)
     latencies_ms = np.array([outcome.latency_s for outcome in during]) * 1e3
-    assert np.median(latencies_ms) < DEADLINE_MS + 50
+    assert np.median(latencies_ms) < DEADLINE_MS + 100
     assert latencies_ms.max() < DEADLINE_MS + 1000
     assert counted(server, "narrowcast_fallbacks_total") - before >= len(fallen)
     recovered = [outcome for outcome in outcomes if outcome.scheduled_s > times["mended"] + 2.5]
@@ -246,7 +246,7 @@ def linked(models, tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("linked")
     link, announce, log = folder / "model", folder / "server.json", folder / "server.log"
     link.symlink_to(models["first"])
-    options = ["--linger-seconds", str(LINGER_SECONDS)]
+    options = ["--linger-seconds", str(LINGER_SECONDS), "--store-deadline-ms", "10000"]
     server = process.start(link, tiny_run.feature_store, log, outlive=False, announce=announce, options=options)
     yield Linked(server, link, announce, log)
     process.stop(server.pid)
@@ -360,7 +360,9 @@ def test_what_was_taken_before_the_end_is_answered(linked):
         assert not [outcome.error for outcome in taken if outcome.error]
         late = {outcome.error for outcome in outcomes if outcome not in taken} - {""}
         assert late  # it did end
-        assert all(error.startswith(("not connected", "connection ", "gRPC UNAVAILABLE")) for error in late), late
+        assert all(
+            error.startswith(("not connected", "connection ", "gRPC UNAVAILABLE", "gRPC CANCELLED")) for error in late
+        ), late
     assert told["ready"] is False
     deadline = time.monotonic() + 15
     while process.is_running(server.pid):
