@@ -51,6 +51,7 @@ SHARE = 8192
 """Lookups worth another thread: it costs about as much to wake as some hundreds of them."""
 ZEROS, NOTHING = -1, -2
 """In place of a block: rows that are all zero, and those that are not the kernel's to write."""
+at = np.uintp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,68 +112,67 @@ def _gather(
     low: int,
     high: int,
 ) -> None:
-    """Lookups `low` to `high` of `gather`'s, in groups: one is asked for, then the one before it is written."""
-    base, num_columns = memory.ctypes.data, max(len(table_F), 1)
+    """Lookups `low` to `high` of `gather`'s, in groups: one is asked for, then the one before it is written.
+
+    One function, and addresses taken once, as handing on an array or asking it for its address counts references,
+    which costs more than a row's arithmetic. Positions are `at(...)`, unsigned: signed ones are checked for their sign.
+    """
+    memory_at, rows_at = memory.ctypes.data, rows_nD.ctypes.data
     chosen, places = np.empty(2 * AHEAD, np.int64), np.empty(2 * AHEAD, np.int64)
     eight = np.empty(LANES, np.float32)
-    column = low % num_columns
+    eight_at = eight.ctypes.data
+    num_columns, width = max(len(table_F), 1), rows_nD.shape[1]
+    column, asked = low % num_columns, 0
     for group in range(low, high + AHEAD, AHEAD):
         for j in range(group, min(group + AHEAD, high)):
-            slot = (j - low) % (2 * AHEAD)
-            chosen[slot], places[slot] = _ask(np.int64(ids_n[j]), table_F[column], first_T, kept_T, blocks_N, base)
+            slot = at(asked + j - group)
+            table, row = table_F[at(column)], np.int64(ids_n[at(j)])
             column = 0 if column + 1 == num_columns else column + 1
+            if table < 0 or row < 0:
+                chosen[slot] = NOTHING if table < 0 else ZEROS
+                continue
+            if row >= kept_T[at(table)]:
+                row = 0
+            k, end = first_T[at(table)], first_T[at(table + 1)]
+            while k + 1 < end and blocks_N[at(k + 1)].start <= row:
+                k += 1
+            block = blocks_N[at(k)]
+            row -= block.start
+            if block.buckets:
+                row = np.int64(at(row) % at(block.buckets))
+            place = memory_at + block.place + row * block.row_bytes
+            chosen[slot], places[slot] = k if block.width else ZEROS, place
+            _prefetch(place)
+            _prefetch(place + block.row_bytes - 1)
+            if block.row_bytes > LINE:
+                for line in range(place + LINE, place + block.row_bytes - 1, LINE):
+                    _prefetch(line)
+        asked = AHEAD - asked
         for j in range(max(group - AHEAD, low), min(group, high)):
-            slot = (j - low) % (2 * AHEAD)
-            if chosen[slot] >= 0:
-                _write(j, places[slot], blocks_N[chosen[slot]], columns, scales, eight, rows_nD)
-            elif chosen[slot] == ZEROS:
-                rows_nD[j] = 0.0
-
-
-@numba.njit
-def _ask(row: Any, table: Any, first_T: Any, kept_T: Any, blocks_N: Any, base: Any) -> tuple[int, int]:
-    """The block that has an id's row, and the row's address, whose memory is asked for."""
-    if table < 0:
-        return NOTHING, 0
-    if row < 0:
-        return ZEROS, 0
-    if row >= kept_T[table]:
-        row = 0
-    k = first_T[table]
-    while k + 1 < first_T[table + 1] and blocks_N[k + 1].start <= row:
-        k += 1
-    block = blocks_N[k]
-    if block.width == 0:
-        return ZEROS, 0
-    row -= block.start
-    if block.buckets:
-        row %= block.buckets
-    place = base + block.place + row * block.row_bytes
-    last = place + block.row_bytes - 1
-    for line in range(place, last, LINE):
-        _prefetch(line)
-    _prefetch(last)
-    return k, place
-
-
-@numba.njit
-def _write(j: int, place: int, block: Any, columns: Any, scales: Any, eight: Any, rows_nD: Any) -> None:
-    """Write the row at address `place` into row `j`; `eight` is room for the last values of a row."""
-    bits, own, width = block.bits, block.width, rows_nD.shape[1]
-    scale = np.float32(1.0)
-    if bits == 8:
-        scale = _half(place + block.row_bytes - 2)
-    elif bits < 8:
-        scale = scales[_byte(place + block.row_bytes - 1)]
-    direct = own // LANES * LANES if block.columns == PREFIX else 0
-    for c in range(0, direct, LANES):
-        _expand(bits, place + c * bits // 8, block.offset, scale, rows_nD.ctypes.data + 4 * (j * width + c))
-    for c in range(direct, width):
-        rows_nD[j, c] = 0.0
-    for c in range(direct, own, LANES):
-        _expand(bits, place + c * bits // 8, block.offset, scale, eight.ctypes.data)
-        for i in range(c, min(c + LANES, own)):
-            rows_nD[j, i if block.columns == PREFIX else columns[block.columns + i]] = eight[i - c]
+            slot = at(asked + j - group + AHEAD)
+            k, place = chosen[slot], places[slot]
+            if k == NOTHING:
+                continue
+            if k == ZEROS:
+                rows_nD[at(j)] = 0.0
+                continue
+            block = blocks_N[at(k)]
+            bits, offset, is_prefix = block.bits, block.offset, block.columns == PREFIX
+            scale = np.float32(1.0)
+            if bits == 8:
+                scale = _half(place + block.row_bytes - 2)
+            elif bits < 8:
+                scale = scales[at(_byte(place + block.row_bytes - 1))]
+            num_eights = block.width // LANES if is_prefix else 0
+            for i in range(num_eights):  # the bytes of eight values are as many as the bits of one
+                _expand(bits, place + bits * i, offset, scale, rows_at + 4 * (j * width + LANES * i))
+            if LANES * num_eights == width:
+                continue
+            rows_nD[at(j), LANES * num_eights :] = 0.0
+            for c in range(LANES * num_eights, block.width):
+                if c % LANES == 0:
+                    _expand(bits, place + bits * (c // LANES), offset, scale, eight_at)
+                rows_nD[at(j), at(c if is_prefix else columns[at(block.columns + c)])] = eight[at(c % LANES)]
 
 
 @numba.njit
