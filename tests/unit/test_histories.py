@@ -161,6 +161,12 @@ def normed(layer, x_W):
     return (x_W - x_W.mean()) / (x_W.var(correction=0) + layer.eps).sqrt() * layer.weight + layer.bias
 
 
+def entered(layers, row_D):
+    norm, linear = layers
+    scaled_D = row_D / (row_D.square().mean() + norm.eps).sqrt() * norm.weight
+    return linear.weight @ scaled_D + linear.bias
+
+
 def through_block(block, x_W, history):
     """One query's stream after a block, by the formulas; `history` is the list of the valid items' streams."""
     width, d = len(x_W), len(x_W) // block.num_heads
@@ -188,12 +194,11 @@ def test_append_reads_the_history_as_its_newest_item_would(case):
         items = rows_BLD[b][valid_BL[b]]
         places = [min(len(items) - 1 - i, transformer["max_positions"] - 1) for i in range(len(items))]
         history = [
-            module.enter.weight @ item_D + module.enter.bias + module.positions.vectors.weight[place]
+            entered(module.enter, item_D) + module.positions.vectors.weight[place]
             for item_D, place in zip(items, places, strict=True)
         ]
         streams = [
-            module.enter.weight @ candidate_D + module.enter.bias + module.candidate_position_W
-            for candidate_D in candidates_BMD[b]
+            entered(module.enter, candidate_D) + module.candidate_position_W for candidate_D in candidates_BMD[b]
         ]
         for block in module.blocks:
             streams = [through_block(block, x_W, history) for x_W in streams]
@@ -211,12 +216,13 @@ def test_concat_joins_the_candidate_to_every_item(case):
     transformer, rows_BLD, valid_BL, candidates_BMD = case
     module = encoder("concat", transformer, rows_BLD.shape[-1])
     token_BD = module(rows_BLD, valid_BL, candidates_BMD[:, 0])
-    joined_W2D = torch.cat([module.enter.weight, module.enter_candidate.weight], dim=1)
     for b, candidate_D in enumerate(candidates_BMD[:, 0]):
         items = rows_BLD[b][valid_BL[b]]
         places = [min(len(items) - 1 - i, transformer["max_positions"] - 1) for i in range(len(items))]
         streams = [
-            joined_W2D @ torch.cat([item_D, candidate_D]) + module.enter.bias + module.positions.vectors.weight[place]
+            entered(module.enter, item_D)
+            + entered(module.enter_candidate, candidate_D)
+            + module.positions.vectors.weight[place]
             for item_D, place in zip(items, places, strict=True)
         ]
         for block in module.blocks:

@@ -13,7 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from narrowcast.components.train.histories.attention import Blocks, RecencyPositions, TransformerConfig
+from narrowcast.components.train.histories.attention import (
+    Blocks,
+    RecencyPositions,
+    TransformerConfig,
+    entrance,
+    to_token,
+)
 from narrowcast.components.train.histories.registry import HistoryState, register
 
 
@@ -34,11 +40,11 @@ class Append(nn.Module):
 
     def __init__(self, config: AppendConfig, width: int) -> None:
         super().__init__()
-        self.enter = nn.Linear(width, config.model_width)
+        self.enter = entrance(width, config)
         self.positions = RecencyPositions(config)
         self.candidate_position_W = nn.Parameter(torch.randn(config.model_width) * 0.02)
         self.blocks = Blocks(config)
-        self.leave = nn.Sequential(nn.LayerNorm(config.model_width), nn.Linear(config.model_width, width))
+        self.leave = nn.Sequential(nn.LayerNorm(config.model_width), to_token(config, width))
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
         (token_B1D,) = self.score([(self.encode(rows_BLD, valid_BL), candidate_BD.unsqueeze(1))])

@@ -14,6 +14,8 @@ from narrowcast.errors import NarrowcastError
 
 FEED_FORWARD = 2
 """Inner width of a block's feed-forward part, in model widths; our choice."""
+TOKEN_STD = 0.01
+"""Deviation of a token's values before training, about; our choice: that of the embedding rows beside it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +115,22 @@ class Blocks(nn.ModuleList):
 
     def __iter__(self) -> Iterator[Block]:
         return cast(Iterator[Block], super().__iter__())
+
+
+def entrance(width: int, config: TransformerConfig) -> nn.Sequential:
+    """Embedding rows into the model's width, by their direction: rows start so small that positions would drown them.
+
+    Our choice, with a norm that leaves the mean, as rows may be one value wide.
+    """
+    return nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, config.model_width))
+
+
+def to_token(config: TransformerConfig, width: int) -> nn.Linear:
+    """From a normalised stream to a token, which starts as small as the embedding rows beside it."""
+    linear = nn.Linear(config.model_width, width)
+    nn.init.normal_(linear.weight, std=TOKEN_STD / config.model_width**0.5)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def attend(queries_BHQd: Tensor, keys_BHLd: Tensor, values_BHLd: Tensor, valid_BL: Tensor | None) -> Tensor:

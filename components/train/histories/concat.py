@@ -8,7 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from narrowcast.components.train.histories.attention import Blocks, RecencyPositions, TransformerConfig
+from narrowcast.components.train.histories.attention import (
+    Blocks,
+    RecencyPositions,
+    TransformerConfig,
+    entrance,
+    to_token,
+)
 from narrowcast.components.train.histories.registry import register
 
 
@@ -26,15 +32,15 @@ class Concat(nn.Module):
 
     def __init__(self, config: ConcatConfig, width: int) -> None:
         super().__init__()
-        self.enter = nn.Linear(width, config.model_width)
-        self.enter_candidate = nn.Linear(width, config.model_width, bias=False)
+        self.enter = entrance(width, config)
+        self.enter_candidate = entrance(width, config)
         self.positions = RecencyPositions(config)
         self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(config.model_width)
-        self.leave = nn.Linear(config.model_width, width)
+        self.leave = to_token(config, width)
 
     def forward(self, rows_BLD: Tensor, valid_BL: Tensor, candidate_BD: Tensor) -> Tensor:
-        # One linear layer on [item, candidate] is the sum of one on either; the candidate's is the same for all items.
+        # A linear layer on [item, candidate] is the sum of one on either; the candidate's is the same for all items.
         stream_BLW = self.enter(rows_BLD) + self.enter_candidate(candidate_BD).unsqueeze(1) + self.positions(valid_BL)
         for block in self.blocks:
             stream_BLW = block(stream_BLW, block.keys_values(stream_BLW), valid_BL)
