@@ -56,9 +56,12 @@ class DIN(nn.Module):
 
     def _weighted_sums(self, state: HistoryState, candidates_BMD: Tensor) -> Tensor:
         (rows_BLD,) = state.by_item
-        num_units = max(1, rows_BLD.shape[:2].numel() * self.num_units)  # of one candidate a user
-        some = candidates_BMD.split(max(1, MAX_UNITS // num_units), dim=1)
-        weights_BLM = torch.cat([self._weights(rows_BLD, some_BmD) for some_BmD in some], dim=2)
+        if torch.compiler.is_exporting():  # an exported graph is for any sizes, so it has one piece
+            weights_BLM = self._weights(rows_BLD, candidates_BMD)
+        else:
+            num_units = max(1, rows_BLD.shape[:2].numel() * self.num_units)  # of one candidate a user
+            some = candidates_BMD.split(max(1, MAX_UNITS // num_units), dim=1)
+            weights_BLM = torch.cat([self._weights(rows_BLD, some_BmD) for some_BmD in some], dim=2)
         if state.valid_BL is not None:
             weights_BLM = weights_BLM * state.valid_BL.unsqueeze(2)
         return weights_BLM.transpose(1, 2) @ rows_BLD
