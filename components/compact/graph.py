@@ -33,6 +33,11 @@ class GraphNetwork(nn.Module):
 
     def forward(self, ids_BF: Tensor, dense_BN: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
         """Probabilities, B, float32. Ids are int64, `sequences` by field, each S x L with -1 as padding at the end."""
+        logit_B: Tensor = self.scorer.head(self.tokens(ids_BF, sequences), dense_BN)
+        return logit_B.sigmoid()
+
+    def tokens(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Tensor:
+        """B x tokens x D, as `Scorer` orders them."""
         tokens = [self.rows(name, ids_BF[:, i]) for i, name in enumerate(self.layout.categorical)]
         for name in self.layout.sequences:
             valid_SL = sequences[name] >= 0
@@ -42,8 +47,7 @@ class GraphNetwork(nn.Module):
                 tokens.append(self.history_tokens(rows_SLD, valid_SL, candidate_BD))
             else:
                 tokens.append(for_all(masked_mean(rows_SLD, valid_SL), ids_BF.shape[0]))
-        logit_B = self.scorer.head(torch.stack(tokens, dim=1), dense_BN)
-        return torch.sigmoid(logit_B)
+        return torch.stack(tokens, dim=1)
 
     def rows(self, field: str, ids: Tensor) -> Tensor:
         """The rows of a field's ids, ... x D."""
