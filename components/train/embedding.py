@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.components.data.encoded import Layout
-from narrowcast.components.train.forms import Codebook
-from narrowcast.components.train.plan import Plan
+from narrowcast.components.train.plan import Plan, demand_roundable
 from narrowcast.components.train.scorer import Found, valid_elements
 from narrowcast.components.train.tables import EmbeddingTable, RowForm, TableGroup, form_of
 from narrowcast.errors import NarrowcastError
@@ -57,12 +56,8 @@ class EmbeddingLayer(nn.Module):
 
     def round_rows(self, rounds: bool) -> None:
         """Raises NarrowcastError where what will be stored is not known before training has ended."""
-        for name, table in self.tables.items():
-            if rounds and any(isinstance(block.form, Codebook) for block in table.plan.blocks):
-                raise NarrowcastError(
-                    f"the plan's table '{name}' has a codebook, which is fitted after training: set quantisation_aware "
-                    "to false"
-                )
+        if rounds:
+            demand_roundable(self.plan)
         for group in self.groups:
             cast(TableGroup, group).rounds = rounds
 

@@ -183,6 +183,16 @@ def full_plan(rows: Mapping[str, int], width: int, *, inner_width: int | None = 
     )
 
 
+def demand_roundable(plan: Plan) -> None:
+    """Raises NarrowcastError for a plan whose rounding is not known before training has ended."""
+    for name, table in plan.tables.items():
+        if any(isinstance(block.form, Codebook) for block in table.blocks):
+            raise NarrowcastError(
+                f"the plan's table '{name}' has a codebook, which is fitted after training: set quantisation_aware to "
+                "false"
+            )
+
+
 def _table_json(table: TablePlan) -> dict[str, Any]:
     return {**asdict(table), "blocks": [_block_json(block) for block in table.blocks]}
 

@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer, get_device
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.fit import TrainConfig, fit, fresh_state
 from narrowcast.components.train.model import CTRModel
-from narrowcast.components.train.plan import Plan
+from narrowcast.components.train.plan import Plan, demand_roundable
 from narrowcast.components.train.ray_session import ray_session
 from narrowcast.components.train.state import TrainState
 from narrowcast.components.train.workers import Workers
@@ -47,13 +47,15 @@ def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
     A worker that dies restarts all of them from the last epoch's checkpoint, which changes no bit of the outcome. With
     `config.min_workers`, workers for which no machine is left do not hold the others up: those go on alone, which is
     the same training up to rounding and dropout; and Ray starts more again once there is room.
-    Raises NarrowcastError for bad data, where `tables` is torchrec and cannot be, and when the workers die more than
-    `MAX_FAILURES` times.
+    Raises NarrowcastError for bad data, for a plan that cannot be trained as `config` says, and when the workers die
+    more than `MAX_FAILURES` times.
     """
     if config.tables == "torchrec":
         from narrowcast.components.train.torchrec_tables import demand_plain
 
         demand_plain(data.layout, plan)
+    if config.quantisation_aware:
+        demand_roundable(plan)
     folder = Path(tempfile.mkdtemp(prefix="narrowcast-train-"))
     job = Job(encoded=str(data.directory.resolve()), folder=str(folder), plan=plan, config=config)
     try:

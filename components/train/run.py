@@ -46,7 +46,9 @@ def train_from_plan(encoded: str | Path, plan_directory: str | Path, config: Tra
     """
     plan = Plan.load(Path(plan_directory) / "plan.json")
     if config.tables == "torchrec" and not all(table.is_plain(plan.width) for table in plan.tables.values()):
-        print("the plan's tables have columns left out or a projection: every worker has the whole of them")
+        print(
+            "the plan's tables have columns left out, shared rows or a projection: every worker has the whole of them"
+        )
         config = replace(config, tables="local")
     _train("retrain", EncodedData(encoded), plan, config, target)
 

@@ -195,8 +195,8 @@ def demand_plain(layout: Layout, plan: Plan) -> None:
     for name in layout.table_rows:
         if not plan.table(name).is_plain(plan.width):
             raise NarrowcastError(
-                f"table '{name}' of the plan has a projection, an inner width or columns left out, which tables "
-                "sharded by TorchRec cannot have: train this plan with training.tables=local"
+                f"table '{name}' of the plan has a projection, an inner width, shared rows or columns left out, which "
+                "tables sharded by TorchRec cannot have: train this plan with training.tables=local"
             )
 
 

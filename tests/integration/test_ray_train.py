@@ -13,12 +13,18 @@ import psutil
 import pytest
 import torch
 
+from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train import ray_train
 from narrowcast.components.train.checkpoint import load_checkpoint
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.fit import TrainConfig
+from narrowcast.components.train.forms import Codebook
+from narrowcast.components.train.metrics import logloss
+from narrowcast.components.train.model import CTRModel
+from narrowcast.components.train.plan import Block, Plan, TablePlan
+from narrowcast.components.train.predict import predict
 from narrowcast.components.train.ray_session import ray_session
-from narrowcast.components.train.run import train_full
+from narrowcast.components.train.run import train_from_plan, train_full
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import digest
 
@@ -107,6 +113,28 @@ def test_two_workers_compute_what_one_process_does(undisturbed, tiny_encoded, tm
         torch.testing.assert_close(value, two[name], rtol=1e-2, atol=1e-4)
     assert json.loads((tmp_path / "two" / "metrics.json").read_text())["resumed_from_epoch"] is None
     assert json.loads((undisturbed / "metrics.json").read_text())["test"]["auc"] > 0.65
+
+
+def test_two_workers_train_aware_of_rounding(session, tiny_encoded, tmp_path):
+    data = EncodedData(tiny_encoded)
+    columns = tuple(range(8))
+
+    def retrained(form: Codebook | None, bits: int, name: str) -> CTRModel:
+        blocks = {table: Block(start=0, stop=n, columns=columns) for table, n in data.layout.table_rows.items()}
+        blocks["item_id"] = replace(blocks["item_id"], bits=bits, form=form)
+        tables = {table: TablePlan(rows=block.stop, blocks=(block,)) for table, block in blocks.items()}
+        Plan(width=8, tables=tables).save(tmp_path / name / "plan" / "plan.json")
+        config = replace(CONFIG, epochs=2, quantisation_aware=True)
+        train_from_plan(tiny_encoded, tmp_path / name / "plan", config, tmp_path / name / "model")
+        return load_checkpoint(tmp_path / name / "model")
+
+    model, test = retrained(None, 2, "bits"), data.split("test")
+    written = json.loads((tmp_path / "bits" / "model" / "metrics.json").read_text())["test"]["logloss"]
+    assert logloss(test.label_B, predict(model, test)) == pytest.approx(written, abs=1e-9)
+    model.embedding.round_rows(False)
+    assert logloss(test.label_B, predict(model, test)) != pytest.approx(written, abs=1e-9)
+    with pytest.raises(NarrowcastError, match="'item_id' has a codebook"):
+        retrained(Codebook(groups=2, centroids=4), 16, "codebook")
 
 
 def test_a_loss_that_is_no_number_is_refused_at_once(session, tiny_encoded, tmp_path):

@@ -43,6 +43,12 @@ def quiet(line):
     pass
 
 
+def uniform_plan(data, bits):
+    whole = full_plan(data.layout.table_rows, 8)
+    tables = {n: replace(t, blocks=(replace(t.blocks[0], bits=bits),)) for n, t in whole.tables.items()}
+    return replace(whole, tables=tables)
+
+
 @pytest.mark.parametrize("backbone", backbones())
 def test_every_backbone_learns_and_repeats_to_the_bit(backbone, tiny_encoded, tmp_path):
     config = replace(CONFIG, model=replace(CONFIG.model, backbone=backbone))
@@ -252,6 +258,31 @@ def test_fit_leaves_torch_as_it_found_it(data, plan):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_training_aware_of_rounding_learns_resumes_and_repeats_to_the_bit(bits, data, tmp_path):
+    plan = uniform_plan(data, bits)
+    config = replace(CONFIG, epochs=3, quantisation_aware=True)
+    whole = fit(data, plan, config, tell=quiet)
+    assert whole.best["validation_auc"] > 0.6
+    fit(data, plan, replace(config, epochs=1), on_epoch=lambda state: state.save(tmp_path), tell=quiet)
+    resumed = fresh_state(CTRModel(data.layout, plan, config.model, config.seed), config)
+    resumed.load(tmp_path)
+    assert fit(data, plan, config, state=resumed, tell=quiet).curves == whole.curves
+    unaware = fit(data, plan, replace(config, quantisation_aware=False), tell=quiet)
+    assert unaware.curves != whole.curves
+
+
+def test_rounding_of_float32_changes_no_bit(data, plan):
+    config = replace(CONFIG, epochs=2)
+    plain, aware = (fit(data, plan, replace(config, quantisation_aware=on), tell=quiet) for on in (False, True))
+    assert plain.curves == aware.curves
+
+
+def test_a_model_without_a_plan_cannot_be_trained_aware_of_rounding(data, plan):
+    with pytest.raises(NarrowcastError, match="Linear has no tables of a plan to round"):
+        fit(data, plan, replace(CONFIG, quantisation_aware=True), model=torch.nn.Linear(1, 1), tell=quiet)
+
+
 def test_bad_settings_and_bad_data_are_sentences(tiny_encoded, data, plan, tmp_path):
     for settings, words in (
         ({"epochs": 0}, "epochs is 0"),
@@ -270,6 +301,10 @@ def test_bad_settings_and_bad_data_are_sentences(tiny_encoded, data, plan, tmp_p
         ({"precision": "float16"}, "did you mean 'bfloat16'"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"weight_decay": math.nan}, "weight_decay is nan"),
+        (
+            {"tables": "torchrec", "table_optimiser": "rowwise_adagrad", "quantisation_aware": True},
+            "sharded by TorchRec are never rounded",
+        ),
     ):
         with pytest.raises(NarrowcastError, match=words):
             TrainConfig(**settings)
