@@ -9,6 +9,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from narrowcast import __version__
+
 K8S = Path(__file__).parents[3] / "k8s"
 FOLDERS = ["overlays/minimal", "overlays/gpu", "monitoring"]
 TEXT, TEXTS = {"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}
@@ -173,6 +175,7 @@ def test_redis_is_where_the_online_store_is_looked_for(render, folder):
 def test_gpu_check_asks_for_a_gpu(render):
     (check,) = of_kind(render("overlays/gpu"), "Job")
     pod = check["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == f"narrowcast:{__version__}-gpu"
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
