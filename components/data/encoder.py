@@ -3,10 +3,12 @@
 Shape letters: B rows, F categorical fields, N numeric fields, L sequence length.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from types import NoneType
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -57,21 +59,20 @@ class Encoder:
         history its last. Raises NarrowcastError naming the field that is absent, of the wrong type or length, or holds
         NaN or infinity.
         """
-        arrays = {name: _arrow(field, _column(columns, name)) for name, field in self._fields.items()}
-        rows = max(map(len, arrays.values()))
-        for name, array in arrays.items():
-            if len(array) not in (1, rows):
+        parts = {name: self._encoded(field, _column(columns, name)) for name, field in self._fields.items()}
+        rows = max(map(len, parts.values()))
+        for name, part in parts.items():
+            if len(part) not in (1, rows):
                 raise NarrowcastError(
-                    f"input '{name}' has {len(array)} values for {rows} rows: give one a row or one for all"
+                    f"input '{name}' has {len(part)} values for {rows} rows: give one a row or one for all"
                 )
         ids_BF = np.empty((rows, len(self.layout.categorical)), np.int32)
         for i, name in enumerate(self.layout.categorical):
-            ids_BF[:, i] = self._lookup(self.layout.table_of[name], arrays[name])
+            ids_BF[:, i] = parts[name]
         dense_BN = np.empty((rows, len(self.layout.numeric)), np.float32)
         for i, name in enumerate(self.layout.numeric):
-            dense_BN[:, i] = self._scale(self._fields[name], arrays[name])
-        sequences = {name: self._pad(self._fields[name], arrays[name]) for name in self.layout.sequences}
-        return Batch(ids_BF=ids_BF, dense_BN=dense_BN, sequences=sequences)
+            dense_BN[:, i] = parts[name]
+        return Batch(ids_BF=ids_BF, dense_BN=dense_BN, sequences={name: parts[name] for name in self.layout.sequences})
 
     def counts(self) -> dict[str, NDArray[np.int64]]:
         """Training frequency of every row of every table, descending after row 0."""
@@ -104,19 +105,87 @@ class Encoder:
             raise NarrowcastError(f"{directory} lacks a vocabulary ({error}): run the encode step again") from None
         return cls(schema, tables, {name: (s["mean"], s["std"]) for name, s in data["numeric"].items()})
 
-    def _lookup(self, table: str, text: pa.Array) -> NDArray[np.int32]:
-        """Ids of any number of texts; each different one is looked up once."""
+    def _encoded(self, field: Field, values: Values) -> NDArray[Any]:
+        """A field's ids (n, int32), scaled numbers (n, float32) or padded ids (n x max_length, int32).
+
+        Arrow's kernels take ten microseconds and more however few the values, so a server's lists are read without
+        them where they hold nothing odd.
+        """
+        quick = self._quick(field, values) if isinstance(values, list | np.ndarray) else None
+        if quick is not None:
+            return quick
+        array = _arrow(field, values)
+        if field.type == "categorical":
+            return self._lookup(self.layout.table_of[field.name], array)
+        if field.type == "sequence":
+            return self._pad(field, array)
+        return self._scale(field, np.asarray(pc.is_valid(array)), _finite(field, np.array(pc.fill_null(array, 0.0))))
+
+    def _quick(self, field: Field, values: list[Any] | NDArray[Any]) -> NDArray[Any] | None:
+        """The same for plain text, numbers and lists of text; None where Arrow must read them or say what is wrong."""
+        if field.type == "numeric":
+            return self._quick_numbers(field, values)
+        table = self.layout.table_of[field.name]
+        kinds = set(map(type, values))
+        if field.type == "categorical":
+            return self._quick_ids(table, values) if kinds <= {str, NoneType} else None
+        if kinds != {list}:
+            return None
+        texts = list(itertools.chain.from_iterable(values))
+        if not set(map(type, texts)) <= {str} or "" in texts:
+            return None
+        ids = self._quick_ids(table, texts)
+        return None if ids is None else self._padded(field, np.fromiter(map(len, values), np.int64, len(values)), ids)
+
+    def _quick_numbers(self, field: Field, values: list[Any] | NDArray[Any]) -> NDArray[np.float32] | None:
+        missing: list[bool] | NDArray[np.bool_] = []
+        if isinstance(values, list):
+            kinds = set(map(type, values))
+            if not kinds <= {int, float, NoneType}:
+                return None
+            if NoneType in kinds:
+                missing = [value is None for value in values]
+                values = [0.0 if value is None else value for value in values]
+        elif values.dtype != np.float64 or values.ndim != 1:
+            return None
+        try:
+            numbers = np.asarray(values, np.float64)
+        except OverflowError:
+            return None
+        if not np.isfinite(numbers).all():
+            return None
+        known = np.logical_not(missing) if len(missing) else np.ones(len(numbers), np.bool_)
+        return self._scale(field, known, numbers)
+
+    def _quick_ids(self, table: str, texts: Sequence[Any] | NDArray[Any]) -> NDArray[np.int32] | None:
+        known = self._known(table)
+        ids: list[int | None] = list(map(known.get, texts))
+        if None in ids:
+            for i, row in enumerate(ids):
+                if row is None:
+                    text = texts[i]
+                    if text and (".0" in text or not text.isascii()):
+                        return None  # perhaps another spelling, or no Unicode
+                    ids[i] = 0 if text else known[None]
+        return np.array(ids, np.int32)
+
+    def _known(self, table: str) -> dict[str | None, int]:
+        """Row by text; that of None is 0 or "missing"."""
         if table not in self._ids:
             known = {value: row for row, value in enumerate(self.values(table)) if row > 0}
             self._ids[table] = {None: 0, **known}
-        ids = self._ids[table]
+        return self._ids[table]
+
+    def _lookup(self, table: str, text: pa.Array) -> NDArray[np.int32]:
+        """Ids of any number of texts; each different one is looked up once."""
+        ids = self._known(table)
         encoded = text.dictionary_encode(null_encoding="encode")
         found = np.fromiter((ids.get(v, 0) for v in encoded.dictionary.to_pylist()), np.int32, len(encoded.dictionary))
         return found[encoded.indices.to_numpy()]
 
-    def _scale(self, field: Field, numbers: pa.Array) -> NDArray[np.float32]:
+    def _scale(self, field: Field, known: NDArray[np.bool_], numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+        """`numbers` are finite, and 0 where not `known`."""
         mean, std = self._scales[field.name]
-        known = np.asarray(pc.is_valid(numbers))
         with np.errstate(over="ignore"):
             values = np.where(known, (_transformed(field, numbers) - mean) / std, 0.0).astype(np.float32)
         if not np.isfinite(values).all():
@@ -127,15 +196,18 @@ class Encoder:
         return values
 
     def _pad(self, field: Field, lists: pa.Array) -> NDArray[np.int32]:
-        padded_BL = np.full((len(lists), field.max_length), PAD, np.int32)
         lengths_B = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-        row = np.asarray(pc.list_parent_indices(lists))
+        return self._padded(field, lengths_B, self._lookup(self.layout.table_of[field.name], pc.list_flatten(lists)))
+
+    def _padded(self, field: Field, lengths_B: NDArray[np.int64], ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Lists of ids, one after another, cut and padded."""
+        padded_BL = np.full((len(lengths_B), field.max_length), PAD, np.int32)
+        row = np.repeat(np.arange(len(lengths_B)), lengths_B)
         position = np.arange(len(row)) - (np.cumsum(lengths_B) - lengths_B)[row]
         if field.name == HISTORY:
             position -= np.maximum(lengths_B - field.max_length, 0)[row]
         kept = (position >= 0) & (position < field.max_length)
-        elements = pc.list_flatten(lists).filter(pa.array(kept))
-        padded_BL[row[kept], position[kept]] = self._lookup(self.layout.table_of[field.name], elements)
+        padded_BL[row[kept], position[kept]] = ids[kept]
         return padded_BL
 
 
@@ -158,7 +230,7 @@ class Fitting:
         for name, moments in self._moments.items():
             field = self.schema.field(name)
             numbers = _arrow(field, _column(columns, name))
-            values = _transformed(field, numbers)[np.asarray(pc.is_valid(numbers))]
+            values = _transformed(field, _finite(field, np.asarray(numbers.drop_null())))
             self._moments[name] = _merged(moments, values)
 
     def finish(self) -> Encoder:
@@ -230,14 +302,17 @@ def _arrow(field: Field, values: Values) -> pa.Array:
         raise NarrowcastError(f"input '{field.name}' must be {wanted}: {' '.join(str(error).split())[:120]}") from None
 
 
-def _transformed(field: Field, numbers: pa.Array) -> NDArray[np.float64]:
-    """float64, null as 0, on the scale that the mean and deviation are taken on."""
-    values = np.array(pc.fill_null(numbers, 0.0))
-    if not np.isfinite(values).all():
+def _finite(field: Field, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.isfinite(numbers).all():
         raise NarrowcastError(
             f"input '{field.name}' holds NaN or infinity: give a number, or null where it is not known"
         )
-    return np.sign(values) * np.log1p(np.abs(values)) if field.transform == "log" else values
+    return numbers
+
+
+def _transformed(field: Field, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """On the scale that the mean and deviation are taken on."""
+    return np.sign(numbers) * np.log1p(np.abs(numbers)) if field.transform == "log" else numbers
 
 
 def _merged(moments: tuple[int, float, float], values: NDArray[np.float64]) -> tuple[int, float, float]:

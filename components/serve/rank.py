@@ -20,11 +20,13 @@ class Ranking:
     """`items`: (item, probability) by descending probability, equal ones in the order asked.
 
     `unknown_user` and `unknown_items` were never seen in training and are scored by the out-of-vocabulary row.
+    `fallbacks` (`user`, `item`) are those whose features the store did not give in time: defaults stood for them.
     """
 
     items: list[tuple[str, float]]
     unknown_user: bool
     unknown_items: tuple[str, ...]
+    fallbacks: tuple[str, ...] = ()
 
 
 def rank(
@@ -65,11 +67,12 @@ def ranking(
     columns |= {name: [_value(schema, name, value)] for name, value in (context or {}).items()}
     answer = _ask(state, to_tensors(schema, columns), home)
     scored = sorted(zip(candidates, client.probabilities(answer), strict=True), key=lambda pair: -pair[1])
-    unknown = {key: json.loads(ids) for key, ids in (answer.get("parameters") or {}).items()}
+    told = {key: json.loads(names) for key, names in (answer.get("parameters") or {}).items()}
     return Ranking(
         items=scored,
-        unknown_user=bool(unknown.get(f"unknown_{schema.user}")),
-        unknown_items=tuple(unknown.get(f"unknown_{schema.item}", ())),
+        unknown_user=bool(told.get(f"unknown_{schema.user}")),
+        unknown_items=tuple(told.get(f"unknown_{schema.item}", ())),
+        fallbacks=tuple(told.get("fallbacks", ())),
     )
 
 

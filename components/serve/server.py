@@ -9,6 +9,7 @@ once what it took is answered.
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -99,6 +100,8 @@ class Server:
                 await remote.start()
             event("loading", model=str(self.config.model), store=str(self.config.store))
             await self._unless_stopped(self._load())
+            gc.collect()
+            gc.freeze()  # what is loaded now stays: no later collection, and no request, has to wait for a look at it
             if not self._stop.is_set():
                 self._announce(None)
                 event("ready", url=self.url, grpc_url=self.grpc_url, version=self._md5())

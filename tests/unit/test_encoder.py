@@ -176,6 +176,37 @@ ROW = {"user": "a", "item": "b", "city": "x", "tags": ["t"], "price": 1.0, "stoc
 ENCODER = Encoder.fit(columns([ROW, {**ROW, "city": None, "price": 5.0, "stock": None}]), SCHEMA)
 
 
+odd = st.sampled_from(["a", "10", "10.0", "10.00", "-10.0", "2.0\n", "b.0", ".0", "1.00", "", "ä", "\u0662.0", "new"])
+odd_numbers = st.sampled_from([0, 1, -2, 2.5, 1e30, 10**18, math.nan])
+odd_rows = st.fixed_dictionaries(
+    {
+        "user": odd | st.none(),
+        "item": odd,
+        "city": odd | st.none(),
+        "tags": st.none() | st.lists(odd | st.none(), max_size=4),
+        "price": st.none() | odd_numbers.filter(lambda number: number == number),
+        "stock": st.none() | odd_numbers,
+        "rank": st.none() | odd_numbers.filter(lambda number: number == number),
+        "history": st.lists(odd, max_size=6),
+    }
+)
+
+
+@given(frames, st.lists(odd_rows, min_size=1, max_size=8))
+def test_lists_are_encoded_as_arrow_is(training, later):
+    encoder = Encoder.fit(columns(training), SCHEMA)
+    lists = columns(later)
+    kinds = {"categorical": pa.string(), "numeric": pa.float64(), "sequence": pa.list_(pa.string())}
+    arrow = {f.name: pa.array(lists[f.name], kinds[f.type], from_pandas=False) for f in SCHEMA.inputs}
+    some = {name: np.array(lists[name], float) for name in ("price", "rank") if None not in lists[name]}
+    expected = encoder.transform(arrow)
+    for batch in (encoder.transform(lists), encoder.transform(lists | some)):
+        np.testing.assert_array_equal(batch.ids_BF, expected.ids_BF)
+        np.testing.assert_array_equal(batch.dense_BN, expected.dense_BN)
+        for name in expected.sequences:
+            np.testing.assert_array_equal(batch.sequences[name], expected.sequences[name])
+
+
 def test_numbers_and_text_name_the_same_id():
     encoder = Encoder.fit(columns([{**ROW, "item": "7"}, {**ROW, "item": "8"}]), SCHEMA)
     for spelling in ([7, 8], [7.0, 8.0], ["7", "8"], ["7.0", "8.0"], np.array([7, 8]), pd.Series([7.0, 8.0])):
