@@ -205,7 +205,8 @@ def tables(plan: Plan | None) -> dict[str, Any] | None:
         return None
     largest_first = sorted(plan.tables.items(), key=lambda entry: (-entry[1].rows, entry[0]))
     rows = [_table(name, table, plan.width) for name, table in largest_first]
-    return {"rows": rows, "plan": plan, "sentence": story.tables(plan)}
+    bits = sorted({b.bits for table in plan.tables.values() for b in table.blocks if b.columns}, reverse=True)
+    return {"rows": rows, "plan": plan, "bits": bits, "sentence": story.tables(plan)}
 
 
 def _table(name: str, table: TablePlan, width: int) -> dict[str, Any]:
