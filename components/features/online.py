@@ -17,6 +17,7 @@ from feast.type_map import feast_value_type_to_python_type
 
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.features.frame import derived_defaults
+from narrowcast.components.features.redis_store import UrlRedisOnlineStore
 from narrowcast.components.features.store import END, SCHEMA, in_redis, missing_view, open_store, redis_errors
 from narrowcast.errors import NarrowcastError
 from narrowcast.feature_repo.definitions import EPOCH, views
@@ -71,7 +72,7 @@ class OnlineFeatures:
         return cls(store, schema)
 
     def lookup(self, user: str, items: Sequence[str]) -> dict[str, list[Any]]:
-        """The schema's user and item inputs by name, keys included, each with one value an item.
+        """The schema's user and item inputs by name, keys included, each with one value an item; all are read now.
 
         Values are those after the last event that the store has seen. An entity without events has 0 events, click
         rate 0.5 and an empty history; one that the entity tables lack has None for every attribute, as in the training
@@ -91,16 +92,23 @@ class OnlineFeatures:
     def read(self, owner: Owner, ids: Sequence[str]) -> list[Row]:
         """The owner's features of every id, those that `FeatureStore.get_online_features` gives.
 
-        Its checks, its response and its search for the views take as long as the read itself, so we ask the online
-        store, one view after the other. Raises whatever the store raises.
+        Its checks, its response and its search for the views take longer than the read itself, so we ask the online
+        store. Raises whatever the store raises.
         """
-        key = self.keys[owner] or ""
+        views, names = self._views[owner], self.names[owner]
+        if not (ids and names):
+            return [()] * len(ids)
+        online, key = self._online(), self.keys[owner] or ""
         keys = [EntityKey(join_keys=[key], entity_values=[Value(string_val=id_)]) for id_ in ids]
-        columns: list[list[Any]] = []
-        for view, names in self._views[owner] if ids else ():
-            found = [values or {} for _, values in self._online().online_read(self._config, view, keys, list(names))]
-            columns += [[self._value(name, values.get(name)) for values in found] for name in names]
-        return list(zip(*columns, strict=True)) or [()] * len(ids)
+        if isinstance(online, UrlRedisOnlineStore):
+            stored = online.read_views(self._config, views, keys)
+        else:
+            stored = [[] for _ in keys]
+            for view, of_view in views:
+                found = online.online_read(self._config, view, keys, list(of_view))
+                for row, (_, values) in zip(stored, found, strict=True):
+                    row += [(values or {}).get(name) for name in of_view]
+        return [tuple(map(self._value, names, row)) for row in stored]
 
     def defaults(self, owner: Owner) -> Row:
         """The features of an entity that the store has never seen."""

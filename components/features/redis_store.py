@@ -1,6 +1,7 @@
 """Feast's Redis online store, addressed by a URL, its password from the environment only."""
 
 import os
+from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -40,6 +41,21 @@ class UrlRedisOnlineStore(RedisOnlineStore):
                 retry=Retry(NoBackoff(), 1, (ConnectionLostError,)),  # one that the server closed since the last read
             )
         return self._client
+
+    def read_views(
+        self, config: RepoConfig, views: Sequence[tuple[FeatureView, Sequence[str]]], keys: list[EntityKey]
+    ) -> list[list[Value | None]]:
+        """For every key the values of all views' named features: one round trip where `online_read` needs one a view.
+
+        The views must be those of one entity, which share a hash. Raises redis.RedisError where Redis does not answer.
+        """
+        fields: list[str | bytes] = []
+        for view, names in views:
+            _, of_view = self._generate_hset_keys_for_features(view, list(names))
+            fields += of_view[:-1]  # the last is the view's time
+        commands = [(name, fields) for name in self._generate_redis_keys_for_entities(config, keys)]
+        rows = self._read_hash_fields(config, commands)
+        return [[None if value is None else Value.FromString(bytes(value)) for value in row] for row in rows]
 
     def holds(self, config: RepoConfig, view: FeatureView, entity: str) -> bool:
         """Whether the entity has values of the view. Raises redis.RedisError where Redis does not answer."""
