@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from narrowcast.components.data.columns import plain, to_lists, to_text
 from narrowcast.components.data.encoded import PAD, SPLITS, Batch, Layout
 from narrowcast.components.data.schema import HISTORY, SPLIT, Field, Schema
+from narrowcast.components.data.vocabulary import Index, index
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import read_json, write_json
 
@@ -37,7 +38,7 @@ class Encoder:
         self._fields = {f.name: f for f in schema.inputs}
         self._tables = tables
         self._scales = scales
-        self._ids: dict[str, dict[str | None, int]] = {}
+        self._indexes: dict[str, Index] = {}
 
     @classmethod
     def fit(cls, frame: Mapping[str, Values] | pd.DataFrame, schema: Schema) -> "Encoder":
@@ -157,31 +158,23 @@ class Encoder:
         known = np.logical_not(missing) if len(missing) else np.ones(len(numbers), np.bool_)
         return self._scale(field, known, numbers)
 
-    def _quick_ids(self, table: str, texts: Sequence[Any] | NDArray[Any]) -> NDArray[np.int32] | None:
-        known = self._known(table)
-        ids: list[int | None] = list(map(known.get, texts))
-        if None in ids:
-            for i, row in enumerate(ids):
-                if row is None:
-                    text = texts[i]
-                    if text and (".0" in text or not text.isascii()):
-                        return None  # perhaps another spelling, or no Unicode
-                    ids[i] = 0 if text else known[None]
-        return np.array(ids, np.int32)
+    def _quick_ids(self, table: str, texts: Any) -> NDArray[np.int32] | None:
+        rows = self._index(table).find(texts)
+        for i in np.flatnonzero(rows == 0).tolist():
+            text = texts[i]
+            if text and (".0" in text or not text.isascii()):
+                return None  # perhaps another spelling, or no Unicode
+        return rows
 
-    def _known(self, table: str) -> dict[str | None, int]:
-        """Row by text; that of None is 0 or "missing"."""
-        if table not in self._ids:
-            known = {value: row for row, value in enumerate(self.values(table)) if row > 0}
-            self._ids[table] = {None: 0, **known}
-        return self._ids[table]
+    def _index(self, table: str) -> Index:
+        if table not in self._indexes:
+            self._indexes[table] = index(self._tables[table].column("value").combine_chunks())
+        return self._indexes[table]
 
     def _lookup(self, table: str, text: pa.Array) -> NDArray[np.int32]:
         """Ids of any number of texts; each different one is looked up once."""
-        ids = self._known(table)
         encoded = text.dictionary_encode(null_encoding="encode")
-        found = np.fromiter((ids.get(v, 0) for v in encoded.dictionary.to_pylist()), np.int32, len(encoded.dictionary))
-        return found[encoded.indices.to_numpy()]
+        return self._index(table).find(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
 
     def _scale(self, field: Field, known: NDArray[np.bool_], numbers: NDArray[np.float64]) -> NDArray[np.float32]:
         """`numbers` are finite, and 0 where not `known`."""
