@@ -27,6 +27,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from narrowcast.components.train.plan import SCALE_BYTES
+
 BLOCK = np.dtype(
     [
         ("start", np.int64),  # its first id
@@ -57,7 +59,8 @@ at = np.uintp
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
     """Tables in one piece of memory. `first_T` has each table's first block and, last, the number of blocks; `kept_T`
-    their kept rows; `columns` those of the blocks that keep no prefix; `scales` the value of every byte scale."""
+    their kept rows; `columns` those of the blocks that keep no prefix; `scales` the value of every byte scale.
+    `equal_bits` as `compiled` has them."""
 
     first_T: NDArray[np.int64]
     kept_T: NDArray[np.int64]
@@ -65,6 +68,7 @@ class Stored:
     columns: NDArray[np.int64]
     scales: NDArray[np.float32]
     memory: NDArray[np.uint8]
+    equal_bits: int
 
 
 def gather(stored: Stored, ids_n: Tensor, table_F: NDArray[np.int64], rows_nD: Tensor) -> None:
@@ -75,7 +79,8 @@ def gather(stored: Stored, ids_n: Tensor, table_F: NDArray[np.int64], rows_nD: T
     """
     of = (stored.first_T, stored.kept_T, stored.blocks_N, stored.columns, stored.scales, stored.memory)
     arguments = (ids_n.numpy(), table_F, *of, rows_nD.numpy())
-    kernel, num_lookups = compiled(), len(ids_n)
+    kernel = compiled(stored.equal_bits, rows_nD.shape[1] if stored.equal_bits else 0)
+    num_lookups = len(ids_n)
     threads = max(1, min(torch.get_num_threads(), num_lookups // SHARE))
     first, *others = itertools.pairwise(num_lookups * i // threads for i in range(threads + 1))
     waiting = [pool(os.getpid()).submit(kernel, *arguments, *part) for part in others]
@@ -91,88 +96,104 @@ def pool(process: int) -> ThreadPoolExecutor:
 
 
 @cache
-def compiled() -> Callable[..., None]:
-    """The kernel; compiling it takes seconds where Numba has not kept it, or cannot, as on a read-only disk."""
-    try:
-        return numba.njit(nogil=True, cache=True)(_gather)
-    except RuntimeError:
-        return numba.njit(nogil=True)(_gather)
+def compiled(bits: int, width: int) -> Callable[..., None]:
+    """The kernel for tables of which each is one block of rows of their own with `width` values, a multiple of eight,
+    of `bits`; with (0, 0) for any tables.
 
-
-def _gather(
-    ids_n: Any,
-    table_F: Any,
-    first_T: Any,
-    kept_T: Any,
-    blocks_N: Any,
-    columns: Any,
-    scales: Any,
-    memory: Any,
-    rows_nD: Any,
-    low: int,
-    high: int,
-) -> None:
-    """Lookups `low` to `high` of `gather`'s, in groups: one is asked for, then the one before it is written.
-
-    One function, and addresses taken once, as handing on an array or asking it for its address counts references,
-    which costs more than a row's arithmetic. Positions are `at(...)`, unsigned: signed ones are checked for their sign.
+    Compiling it takes seconds where Numba has not kept it on disk, or cannot, as in a read-only container.
     """
-    memory_at, rows_at = memory.ctypes.data, rows_nD.ctypes.data
-    chosen, places = np.empty(2 * AHEAD, np.int64), np.empty(2 * AHEAD, np.int64)
-    eight = np.empty(LANES, np.float32)
-    eight_at = eight.ctypes.data
-    num_columns, width = max(len(table_F), 1), rows_nD.shape[1]
-    column, asked = low % num_columns, 0
-    for group in range(low, high + AHEAD, AHEAD):
-        for j in range(group, min(group + AHEAD, high)):
-            slot = at(asked + j - group)
-            table, row = table_F[at(column)], np.int64(ids_n[at(j)])
-            column = 0 if column + 1 == num_columns else column + 1
-            if table < 0 or row < 0:
-                chosen[slot] = NOTHING if table < 0 else ZEROS
-                continue
-            if row >= kept_T[at(table)]:
-                row = 0
-            k, end = first_T[at(table)], first_T[at(table + 1)]
-            while k + 1 < end and blocks_N[at(k + 1)].start <= row:
-                k += 1
-            block = blocks_N[at(k)]
-            row -= block.start
-            if block.buckets:
-                row = np.int64(at(row) % at(block.buckets))
-            place = memory_at + block.place + row * block.row_bytes
-            chosen[slot], places[slot] = k if block.width else ZEROS, place
-            _prefetch(place)
-            _prefetch(place + block.row_bytes - 1)
-            if block.row_bytes > LINE:
-                for line in range(place + LINE, place + block.row_bytes - 1, LINE):
-                    _prefetch(line)
-        asked = AHEAD - asked
-        for j in range(max(group - AHEAD, low), min(group, high)):
-            slot = at(asked + j - group + AHEAD)
-            k, place = chosen[slot], places[slot]
-            if k == NOTHING:
-                continue
-            if k == ZEROS:
-                rows_nD[at(j)] = 0.0
-                continue
-            block = blocks_N[at(k)]
-            bits, offset, is_prefix = block.bits, block.offset, block.columns == PREFIX
-            scale = np.float32(1.0)
-            if bits == 8:
-                scale = _half(place + block.row_bytes - 2)
-            elif bits < 8:
-                scale = scales[at(_byte(place + block.row_bytes - 1))]
-            num_eights = block.width // LANES if is_prefix else 0
-            for i in range(num_eights):  # the bytes of eight values are as many as the bits of one
-                _expand(bits, place + bits * i, offset, scale, rows_at + 4 * (j * width + LANES * i))
-            if LANES * num_eights == width:
-                continue
-            rows_nD[at(j), LANES * num_eights :] = 0.0
-            for c in range(LANES * num_eights, block.width):
-                if c % LANES == 0:
-                    _expand(bits, place + bits * (c // LANES), offset, scale, eight_at)
-                rows_nD[at(j), at(c if is_prefix else columns[at(block.columns + c)])] = eight[at(c % LANES)]
+    try:
+        return numba.njit(nogil=True, cache=True)(_kernel(bits, width))
+    except RuntimeError:
+        return numba.njit(nogil=True)(_kernel(bits, width))
+
+
+def _kernel(equal_bits: int, equal_width: int) -> Callable[..., None]:
+    """What is to be compiled: the parts for tables that are not equal are left out where they are."""
+    are_equal = equal_bits > 0
+    equal_bytes = equal_bits * equal_width // 8 + SCALE_BYTES[equal_bits] if are_equal else 0
+
+    def gather_part(
+        ids_n: Any,
+        table_F: Any,
+        first_T: Any,
+        kept_T: Any,
+        blocks_N: Any,
+        columns: Any,
+        scales: Any,
+        memory: Any,
+        rows_nD: Any,
+        low: int,
+        high: int,
+    ) -> None:
+        """Lookups `low` to `high` of `gather`'s, in groups: one is asked for, then the one before it is written.
+
+        One function, and addresses taken once, as handing on an array or asking it for its address counts references,
+        which costs more than a row's arithmetic. Positions are `at(...)`, unsigned: signed ones are checked for theirs.
+        """
+        memory_at, rows_at = memory.ctypes.data, rows_nD.ctypes.data
+        chosen, places = np.empty(2 * AHEAD, np.int64), np.empty(2 * AHEAD, np.int64)
+        eight = np.empty(LANES, np.float32)
+        eight_at = eight.ctypes.data
+        num_columns, width = max(len(table_F), 1), equal_width if are_equal else rows_nD.shape[1]
+        column, asked = low % num_columns, 0
+        for group in range(low, high + AHEAD, AHEAD):
+            for j in range(group, min(group + AHEAD, high)):
+                slot = at(asked + j - group)
+                table, row = np.int64(table_F[at(column)]), np.int64(ids_n[at(j)])
+                column = 0 if column + 1 == num_columns else column + 1
+                if table < 0 or row < 0:
+                    chosen[slot] = NOTHING if table < 0 else ZEROS
+                    continue
+                if row >= kept_T[at(table)]:
+                    row = np.int64(0)
+                k = table
+                if not are_equal:
+                    k, end = first_T[at(table)], first_T[at(table + 1)]
+                    while k + 1 < end and blocks_N[at(k + 1)].start <= row:
+                        k += 1
+                block = blocks_N[at(k)]
+                row_bytes = equal_bytes if are_equal else block.row_bytes
+                if not are_equal:
+                    row -= block.start
+                    if block.buckets:
+                        row = np.int64(at(row) % at(block.buckets))
+                place = memory_at + block.place + row * row_bytes
+                chosen[slot], places[slot] = k if are_equal or block.width else ZEROS, place
+                _prefetch(place)
+                _prefetch(place + row_bytes - 1)
+                if row_bytes > LINE:
+                    for line in range(place + LINE, place + row_bytes - 1, LINE):
+                        _prefetch(line)
+            asked = AHEAD - asked
+            for j in range(max(group - AHEAD, low), min(group, high)):
+                slot = at(asked + j - group + AHEAD)
+                k, place = chosen[slot], places[slot]
+                if k == NOTHING:
+                    continue
+                if k == ZEROS:
+                    rows_nD[at(j)] = 0.0
+                    continue
+                block = blocks_N[at(k)]
+                bits, row_bytes = (equal_bits, equal_bytes) if are_equal else (block.bits, block.row_bytes)
+                scale = np.float32(1.0)
+                if bits == 8:
+                    scale = _half(place + row_bytes - 2)
+                elif bits < 8:
+                    scale = scales[at(_byte(place + row_bytes - 1))]
+                is_prefix = are_equal or block.columns == PREFIX
+                num_eights = width // LANES if are_equal else block.width // LANES if is_prefix else 0
+                for i in range(num_eights):  # the bytes of eight values are as many as the bits of one
+                    _expand(bits, place + bits * i, block.offset, scale, rows_at + 4 * (j * width + LANES * i))
+                if LANES * num_eights == width:
+                    continue
+                rows_nD[at(j), LANES * num_eights :] = 0.0
+                for c in range(LANES * num_eights, block.width):
+                    if c % LANES == 0:
+                        _expand(bits, place + bits * (c // LANES), block.offset, scale, eight_at)
+                    rows_nD[at(j), at(c if is_prefix else columns[at(block.columns + c)])] = eight[at(c % LANES)]
+
+    return gather_part
 
 
 @numba.njit

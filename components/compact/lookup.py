@@ -40,7 +40,7 @@ class PackedLookup(nn.Module):
         gathered = [name for name in plans if is_gathered(plans[name])]
         self._index = {name: i for i, name in enumerate(gathered)}
         self._table_F = self._indices(layout.categorical)
-        self._stored = store([plans[name] for name in gathered], [own[name] for name in gathered])
+        self._stored = store([plans[name] for name in gathered], [own[name] for name in gathered], plan.width)
         self.others = nn.ModuleDict(
             {NAME + name: PackedTable(plans[name], plan.width, own[name]) for name in plans if name not in gathered}
         )
@@ -94,8 +94,8 @@ def is_gathered(table: TablePlan) -> bool:
     return table.projection is None and all(isinstance(block.form, Hash | None) for block in table.blocks)
 
 
-def store(plans: Sequence[TablePlan], tensors: Sequence[Mapping[str, Tensor]]) -> Stored:
-    """Tables in one piece of memory, from the tensors of each. A block begins a cache line."""
+def store(plans: Sequence[TablePlan], tensors: Sequence[Mapping[str, Tensor]], width: int) -> Stored:
+    """Tables of the model's `width` in one piece of memory, from the tensors of each. A block begins a cache line."""
     blocks = [block for plan in plans for block in plan.blocks]
     blocks_N = np.zeros(len(blocks), BLOCK)
     columns: list[int] = []
@@ -124,7 +124,18 @@ def store(plans: Sequence[TablePlan], tensors: Sequence[Mapping[str, Tensor]]) -
         columns=np.array(columns, np.int64),
         scales=float_scale(torch.arange(256, dtype=torch.uint8)).numpy(),
         memory=memory,
+        equal_bits=alike(plans, width),
     )
+
+
+def alike(plans: Sequence[TablePlan], width: int) -> int:
+    """The bits of all rows, where each table is one block of rows of their own with all `width` values, in eights; for
+    these the kernel has less to ask. 0 else."""
+    blocks = [block for plan in plans for block in plan.blocks]
+    bits = {block.bits for block in blocks}
+    are_whole = all(block.form is None and block.columns == tuple(range(width)) for block in blocks)
+    are_alike = are_whole and len(blocks) == len(plans) and len(bits) == 1 and width % LANES == 0
+    return bits.pop() if are_alike else 0
 
 
 def fill(memory: NDArray[np.uint8], values: Tensor, scale_R: Tensor | None) -> None:

@@ -1,29 +1,42 @@
 """The packed lookup gives the rows of the plain stored tables bit for bit: any plan, ids, widths and bits."""
 
+import types
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from narrowcast.components.compact import gather
 from narrowcast.components.compact.lookup import PackedLookup, tensors_of
 from narrowcast.components.compact.packed_table import PackedTable, table_tensors
 from narrowcast.components.data.encoded import PAD, Layout
 from narrowcast.components.train.embedding import look_up
+from narrowcast.components.train.forms import QR, Codebook, Hash
 from narrowcast.components.train.plan import BITS, Block, Plan, TablePlan
 from narrowcast.components.train.tables import TableGroup
 
 
 @st.composite
 def table_plans(draw, width: int) -> TablePlan:
-    projection = draw(st.sampled_from((None, None, None, 3)))
+    """Any plan of one table: blocks of any bits, columns and forms, with or without a projection."""
+    internal = draw(st.sampled_from((None, None, None, 3)))
     blocks, start = [], 0
     for _ in range(draw(st.integers(1, 4))):
-        stop = start + draw(st.integers(2, 40))
-        kept = draw(st.integers(0, projection or width))
-        columns = set(range(kept)) if draw(st.booleans()) else draw(st.sets(st.integers(0, (projection or width) - 1)))
-        blocks.append(Block(start=start, stop=stop, columns=tuple(sorted(columns)), bits=draw(st.sampled_from(BITS))))
-        start = stop
-    return TablePlan(rows=start + draw(st.integers(0, 5)), blocks=tuple(blocks), projection=projection)
+        num_ids = draw(st.integers(2, 40))
+        kept = draw(st.integers(0, internal or width))
+        columns = range(kept) if draw(st.booleans()) else draw(st.sets(st.integers(0, (internal or width) - 1)))
+        columns, bits = tuple(sorted(columns)), draw(st.sampled_from(BITS))
+        form = draw(
+            st.sampled_from((None, None, None, Hash(buckets=2), QR(remainders=3), Codebook(groups=1, centroids=2)))
+        )
+        if form and (not columns or form.fault(num_ids, columns, bits)):
+            form = None
+        blocks.append(Block(start=start, stop=start + num_ids, columns=columns, bits=bits, form=form))
+        start += num_ids
+    return TablePlan(rows=start + draw(st.integers(0, 5)), blocks=tuple(blocks), projection=internal)
 
 
 @st.composite
@@ -91,3 +104,81 @@ def test_rows_are_the_plain_tables(data):
     for name in layout.sequences:
         assert same_bits(found.rows_BLD[name], expected.rows_BLD[name])
         assert torch.equal(found.valid_BL[name], expected.valid_BL[name])
+
+
+def equal_tables(width: int, bits: int, num_tables: int = 3, rows: int = 50) -> tuple[Layout, Plan]:
+    """A field a table, of one block of whole rows each."""
+    names = tuple(f"f{i}" for i in range(num_tables))
+    layout = Layout(
+        categorical=names,
+        numeric=(),
+        sequences=(),
+        table_of={n: n for n in names},
+        table_rows=dict.fromkeys(names, rows),
+    )
+    block = Block(start=0, stop=rows - 5, columns=tuple(range(width)), bits=bits)
+    return layout, Plan(width=width, tables={name: TablePlan(rows=rows, blocks=(block,)) for name in names})
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("width", [16, 20])
+@pytest.mark.usefixtures("three_threads")
+def test_many_rows_of_equal_tables_are_the_plain_tables(width, bits):
+    layout, plan = equal_tables(width, bits)
+    tensors = stored(layout, plan)
+    packed = PackedLookup(layout, plan, tensors)
+    ids_BF = torch.randint(0, 60, (gather.SHARE + 1, 3), dtype=torch.int32)  # so that every thread has a part
+    expected = look_up(layout, plain(layout, plan, tensors), ids_BF, {})
+    assert same_bits(packed(ids_BF, {}).categorical_BFD, expected.categorical_BFD)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_calls_from_several_threads_do_not_mix():
+    layout, plan = equal_tables(16, 8)
+    tensors = stored(layout, plan)
+    packed, tables = PackedLookup(layout, plan, tensors), plain(layout, plan, tensors)
+    batches = [torch.randint(0, 60, (gather.SHARE, 3), dtype=torch.int32) for _ in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda ids_BF: packed(ids_BF, {}).categorical_BFD, batches * 4))
+    for ids_BF, rows_BFD in zip(batches * 4, found, strict=True):
+        assert same_bits(rows_BFD, look_up(layout, tables, ids_BF, {}).categorical_BFD)
+
+
+@pytest.mark.parametrize(("bits", "times"), [(8, 3.5), (4, 7), (2, 12)])
+def test_rows_in_memory_are_as_small_as_stored(bits, times):
+    layout, plan = equal_tables(16, bits, rows=10_000)
+    packed = PackedLookup(layout, plan, stored(layout, plan))
+    assert plan.stored_bytes() <= packed.held_bytes < plan.stored_bytes() + 1000
+    assert packed.held_bytes * times < plan.full_bytes()
+
+
+def test_an_id_beyond_32_bits_reads_row_0():
+    layout, plan = equal_tables(16, 8, num_tables=1)
+    packed = PackedLookup(layout, plan, stored(layout, plan))
+    found = packed(torch.tensor([[2**32 + 7], [0]]), {}).categorical_BFD
+    assert same_bits(found[0], found[1])
+
+
+def test_a_kernel_that_cannot_be_kept_on_disk_is_compiled_all_the_same(monkeypatch):
+    made = gather._kernel
+
+    def kernel_of_no_file(bits: int, width: int) -> types.FunctionType:
+        kernel = made(bits, width)
+        kernel.__code__ = kernel.__code__.replace(co_filename="/nowhere/gather.py")
+        return kernel
+
+    monkeypatch.setattr(gather, "_kernel", kernel_of_no_file)
+    monkeypatch.setattr(gather, "compiled", gather.compiled.__wrapped__)
+    layout, plan = equal_tables(8, 8, num_tables=1)
+    tensors = stored(layout, plan)
+    ids_BF = torch.arange(55).unsqueeze(1)
+    expected = look_up(layout, plain(layout, plan, tensors), ids_BF, {})
+    assert same_bits(PackedLookup(layout, plan, tensors)(ids_BF, {}).categorical_BFD, expected.categorical_BFD)
