@@ -155,7 +155,8 @@ def check_sample(version: Version, model: Path) -> Batch:
     """
     sample = read_json(model / SAMPLE)
     try:
-        _, batch = version.encode(version.reader.read(sample["request"]["inputs"]), {})
+        request = RequestReader(version.schema).read(sample["request"]["inputs"])
+        _, batch = version.encode(request, {})
     except RequestError as error:
         raise NarrowcastError(f"{model} does not answer its own sample request ({error}): pack it again") from None
     (scored_M,) = version.ranker.score([batch])
