@@ -125,7 +125,9 @@ def stored(redis, tiny_run, tiny_dataset, tiny_schema, tmp_path_factory):
         build_features(tiny_dataset, tiny_schema, 0, folder / "frame", folder / "store", url)
         options = ["--store-deadline-ms", str(DEADLINE_MS)]
         log = folder / "server.log"
-        server = process.start(tiny_run.packed_model, folder / "store", log, outlive=False, options=options)
+        server = process.start(
+            tiny_run.packed_model, folder / "store", log, outlive=False, options=options, seconds=600
+        )
         yield server, proxy
         process.stop(server.pid)
         assert "Traceback" not in log.read_text()
@@ -247,7 +249,9 @@ def linked(models, tiny_run, tmp_path_factory):
     link, announce, log = folder / "model", folder / "server.json", folder / "server.log"
     link.symlink_to(models["first"])
     options = ["--linger-seconds", str(LINGER_SECONDS), "--store-deadline-ms", "10000"]
-    server = process.start(link, tiny_run.feature_store, log, outlive=False, announce=announce, options=options)
+    server = process.start(
+        link, tiny_run.feature_store, log, outlive=False, announce=announce, options=options, seconds=600
+    )
     yield Linked(server, link, announce, log)
     process.stop(server.pid)
     assert "Traceback" not in log.read_text()

@@ -24,6 +24,7 @@ SEED = 4
 HTTP_REQUESTS = 9000
 RPC_REQUESTS = 1000
 SIDE_BY_SIDE = 6
+SECONDS_TO_START = 600.0
 SECONDS_TO_ANSWER = 20.0
 CHECK_EVERY = 50
 """Requests of one client after which a good request must be answered rightly."""
@@ -32,7 +33,7 @@ CHECK_EVERY = 50
 @pytest.fixture(scope="module")
 def server(tiny_run, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "server.log"
-    running = process.start(tiny_run.packed_model, tiny_run.feature_store, log, outlive=False)
+    running = process.start(tiny_run.packed_model, tiny_run.feature_store, log, outlive=False, seconds=SECONDS_TO_START)
     yield running
     process.stop(running.pid)
     assert "Traceback" not in log.read_text()
