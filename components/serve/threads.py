@@ -15,7 +15,8 @@ class Threads:
     """
 
     def __init__(self, num_threads: int, max_waiting: int, name: str) -> None:
-        self._waiting: queue.Queue[tuple[Future[Any], Callable[[], Any]]] = queue.Queue(max_waiting)
+        self._max_waiting = max_waiting
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(num_threads)
@@ -24,9 +25,11 @@ class Threads:
             thread.start()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """The future of a call, which may be cancelled until it runs. Raises queue.Full."""
+        """The future of a call, which may be cancelled until it runs. Raises queue.Full. For one thread's use."""
+        if self._waiting.qsize() >= self._max_waiting:
+            raise queue.Full
         future: Future[Any] = Future()
-        self._waiting.put_nowait((future, call))
+        self._waiting.put((future, call))
         return future
 
     def close(self) -> None:
@@ -38,7 +41,7 @@ class Threads:
             except queue.Empty:
                 break
         for _ in self._threads:
-            self._waiting.put_nowait((Future(), lambda: None))
+            self._waiting.put((Future(), lambda: None))
 
     def _work(self) -> None:
         while not self._closed:

@@ -33,9 +33,11 @@ def test_threads_answer_and_hand_errors_on(pool):
 
 def test_calls_that_hang_fill_the_pool_and_no_more(pool):
     hanging = threading.Event()
-    running = [pool.submit(hanging.wait) for _ in range(2)]
-    while not all(future.running() for future in running):
-        time.sleep(0.001)
+    running = []
+    for _ in range(2):
+        running.append(pool.submit(hanging.wait))
+        while not running[-1].running():
+            time.sleep(0.001)
     ran = []
     waiting = [pool.submit(lambda i=i: ran.append(i)) for i in range(3)]
     for _ in range(5):
@@ -48,13 +50,16 @@ def test_calls_that_hang_fill_the_pool_and_no_more(pool):
     assert sorted(ran) == [0, 2]
 
 
-def test_closing_ends_the_threads_and_cancels_what_waits():
-    pool = Threads(2, 3, "test-pool")
+@pytest.mark.parametrize("max_waiting", [1, 3])
+def test_closing_ends_the_threads_and_cancels_what_waits(max_waiting):
+    pool = Threads(2, max_waiting, "test-pool")
     hanging = threading.Event()
-    running = [pool.submit(hanging.wait) for _ in range(2)]
-    while not all(future.running() for future in running):
-        time.sleep(0.001)
-    waiting = [pool.submit(lambda: None) for _ in range(3)]
+    running = []
+    for _ in range(2):
+        running.append(pool.submit(hanging.wait))
+        while not running[-1].running():
+            time.sleep(0.001)
+    waiting = [pool.submit(lambda: None) for _ in range(max_waiting)]
     pool.close()
     assert all(future.cancelled() for future in waiting)
     hanging.set()
