@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from narrowcast.components.data.encoded import Batch
 from narrowcast.components.serve.protocol import NotReadyError
 
-BATCH_ROWS = 1024
-"""Candidates scored at once: larger requests gain nothing from company and would only delay one another."""
+BATCH_ROWS = 4096
+"""Candidates scored at once. Eight requests of 500 take 0.6 of the time that they take one by one, eight of 50 a third
+(one thread, a small DeepFM); beyond, the first in line would wait longer for little."""
 
 
 class Ranks(Protocol):

@@ -215,5 +215,7 @@ class Predictor(kserve.Model):
 
 
 def _spelled(ids: Column) -> list[str]:
-    """Ids as the feature store has them: "1.0" is "1"."""
+    """Ids as the feature store has them: "1.0" is "1", a missing one ""."""
+    if None not in ids and ".0" not in "\n".join(ids):
+        return list(ids)
     return [text or "" for text in to_text(pa.array(ids, pa.string())).to_pylist()]

@@ -7,6 +7,7 @@ M is the number of candidates: a column has M values, or one that stands for all
 
 import json
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -33,6 +34,8 @@ INTEGERS = frozenset(name for name in BINARY if "INT" in name)
 FLOATS = frozenset(BINARY) - INTEGERS
 DATATYPE = {"categorical": "BYTES", "numeric": "FP64", "sequence": "BYTES"}
 """The tensor type that the server names for a field's type; integers are taken for any but a sequence."""
+
+_LENGTH = struct.Struct("<I")
 
 Column: TypeAlias = list[Any] | NDArray[np.float64]
 """Of a categorical str, of a sequence lists of str, of a numeric float; None where missing."""
@@ -218,10 +221,13 @@ def _unpacked(where: str, datatype: str, data: bytes, length: int) -> list[str] 
         return np.frombuffer(data, kind)
     texts = []
     position = 0
-    for _ in range(length):
-        start = position + 4
-        position = start + int.from_bytes(data[position:start], "little")
-        texts.append(data[start:position])
+    try:
+        for _ in range(length):
+            start = position + 4
+            position = start + _LENGTH.unpack_from(data, position)[0]
+            texts.append(data[start:position])
+    except struct.error:
+        position = -1
     if position != len(data):
         raise RequestError(
             f"{where} does not hold {length} texts, each after its length in four bytes: send as many as its shape says"
