@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kserve.protocol.infer_type import serialize_byte_tensor
 
@@ -180,6 +180,7 @@ def test_metadata_lists_every_input(tiny_schema):
 text = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(
         st.tuples(text, st.floats(allow_nan=False, allow_infinity=False), st.none() | st.lists(text)), min_size=1
@@ -199,6 +200,7 @@ anything = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(
@@ -225,6 +227,7 @@ def packed(values):
     return serialize_byte_tensor(np.array([value.encode() for value in values], dtype=object)).item()
 
 
+@settings(deadline=None)
 @given(st.lists(text, min_size=1), st.sampled_from(sorted(BINARY)), st.data())
 def test_binary_values_are_the_listed_ones(site, datatype, data):
     kind = np.dtype(BINARY[datatype])
@@ -236,12 +239,14 @@ def test_binary_values_are_the_listed_ones(site, datatype, data):
     assert plain(parse(KEYLESS, binary).columns) == plain(listed.columns)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1))
 def test_binary_integers_are_ids(ids):
     sent = tensor("site", np.array(ids, "<u8").tobytes(), "UINT64", [len(ids)])
     assert parse(KEYLESS, [sent, tensor("hour", [1.0], "FP64")]).columns["site"] == [str(value) for value in ids]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(-1, 5), st.sampled_from(["BYTES", "FP32", "INT64", "nonsense"]))
 def test_any_binary_data_are_read_or_refused(data, length, datatype):
     valid = {"site": tensor("site", ["a"]), "hour": tensor("hour", [1.0], "FP64"), "words": tensor("words", ["[]"])}
@@ -251,6 +256,7 @@ def test_any_binary_data_are_read_or_refused(data, length, datatype):
         assert f"'{name}'" in read if isinstance(read, str) else len(read.columns[name]) == length
 
 
+@settings(deadline=None)
 @given(st.lists(st.text() | st.integers() | st.none() | st.booleans() | st.floats()))
 def test_values_read_at_once_are_those_read_one_by_one(values):
     for read, one in ((_categories, _category), (_numbers, _number)):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kserve.protocol.infer_type import InferInput, InferRequest, InferResponse, RequestedOutput
 
@@ -120,6 +120,7 @@ def test_not_a_number_is_left_for_its_input_to_be_named():
     assert np.isnan(asked.tensors[0]["data"]).all()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.none() | st.text(max_size=4) | st.integers(0, 70).map(str))
 def test_any_bytes_are_read_or_refused(body, header):
     for text in (body, b'{"inputs": [' + body + b"]}"):
