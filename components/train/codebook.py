@@ -16,8 +16,8 @@ from narrowcast.errors import NarrowcastError
 
 SAMPLE = 256
 """Rows that centroids are fitted to, at most, for each of them."""
-ITERATIONS = 25
-CHUNK = 8192
+ITERATIONS = 15
+CHUNK = 1024
 """Rows whose distances to all centroids are computed at once."""
 
 

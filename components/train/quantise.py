@@ -42,9 +42,12 @@ def quantise(rows_Rw: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     values, so that the root of the row's mean squared error is at most 0.5625 max|x| / n (or 2^-24, if that is more).
     Raises NarrowcastError for values that are not finite or beyond what a scale reaches.
     """
-    parts = [_levels(part_Rw, bits) for part_Rw in rows_Rw.split(CHUNK)] if len(rows_Rw) else [_levels(rows_Rw, bits)]
-    stored_Rw = torch.cat([(levels_Rw + OFFSET[bits]).to(torch.uint8) for levels_Rw, _ in parts])
-    return packed_bits(stored_Rw, bits), torch.cat([scale_R for _, scale_R in parts])
+    values, scales = [], []
+    for chunk_Rw in rows_Rw.split(CHUNK):
+        levels_Rw, scale_R = _levels(chunk_Rw, bits)
+        values.append(packed_bits((levels_Rw + OFFSET[bits]).to(torch.uint8), bits))
+        scales.append(scale_R)
+    return torch.cat(values), torch.cat(scales)
 
 
 def dequantise(values_Rb: Tensor, scale_R: Tensor, bits: int, width: int) -> Tensor:

@@ -200,7 +200,9 @@ class EmbeddingTable:
             for part in block.parts:
                 rows_r = torch.arange(start, start + part.rows, device=self.group.weight_Rk.device)
                 if part.columns:
-                    values_rw = self.group.unrounded_rows(rows_r)[:, list(part.columns)]
+                    values_rw = self.group.unrounded_rows(rows_r)
+                    if len(part.columns) < values_rw.shape[1]:
+                        values_rw = values_rw[:, list(part.columns)]
                     yield TrainedPart(number, block, part, rows_r, values_rw)
                 start += part.rows
 

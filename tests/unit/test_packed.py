@@ -117,7 +117,7 @@ def test_lookups_equal_a_plain_reading_of_the_file(drawn):
     ids = torch.arange(plan.rows + 3).repeat(2).view(2, -1)
     found = packed(ids)
     assert found.dtype == torch.float32
-    exact = {"rtol": 1e-5, "atol": 1e-9} if plan.projection else {"rtol": 0, "atol": 0}
+    exact = {"rtol": 0, "atol": 1e-7} if plan.projection else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(found, torch.tensor(np.stack([expected] * 2)), **exact)
 
 
@@ -129,7 +129,7 @@ def test_lookups_equal_the_trained_table_with_its_values_rounded(drawn):
     packed = PackedTable(plan, width, table_tensors(table))
     round_as_stored(table.group)
     ids = torch.arange(plan.rows + 3).repeat(2).view(2, -1)
-    torch.testing.assert_close(packed(ids), table(ids), rtol=0, atol=1e-9)
+    torch.testing.assert_close(packed(ids), table(ids), rtol=0, atol=1e-7 if plan.projection else 1e-9)
 
 
 @settings(deadline=None, max_examples=100)
@@ -150,15 +150,14 @@ def test_what_rounds_in_training_is_what_is_stored(drawn):
         ]
     ).long()
     for some in (ids, ids[1::3], ids[:1]):
-        torch.testing.assert_close(packed(some), table(some), rtol=0, atol=1e-9 if plan.projection else 0)
+        torch.testing.assert_close(packed(some), table(some), rtol=0, atol=1e-7 if plan.projection else 0)
 
 
 @settings(deadline=None, max_examples=60)
 @given(tables(bits=(32,)))
-def test_float32_without_inner_width_is_bit_equal(drawn):
+def test_float32_that_is_not_multiplied_by_a_matrix_is_bit_equal(drawn):
     plan, width = drawn
-    plan = TablePlan(rows=plan.rows, blocks=plan.blocks, projection=plan.projection)
-    assume(not plan.is_lossy)
+    assume(not plan.is_lossy and not plan.projection and not plan.inner_width)
     table = trained(plan, width)
     ids = torch.arange(plan.rows + 3)
     assert torch.equal(PackedTable(plan, width, table_tensors(table))(ids), table(ids))
