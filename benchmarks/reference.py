@@ -14,6 +14,7 @@ FuxiCTR's of all; DeepCTR-Torch's is l2 times the squared norm beside the summed
 import argparse
 import contextlib
 import io
+import json
 import tempfile
 from itertools import product
 from pathlib import Path
@@ -27,6 +28,7 @@ from reference_data import prepare_reference
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from runner import read_journal
 
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.metrics import auc, logloss
@@ -53,6 +55,25 @@ def measure(library: str, setting: str, seed: int, data: EncodedData, chosen: ar
             figures[f"{split}_auc"] = auc(label_B, probability_B)
             figures[f"{split}_logloss"] = logloss(label_B, probability_B)
     return figures
+
+
+def measure_all(data: EncodedData, chosen: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, float]]]:
+    """Every library's seeds by setting; each training's figures are kept in a journal as they come, and taken from
+    there when they are found there."""
+    tried = {name: SETTINGS[name][: 1 if chosen.defaults else None] for name in chosen.libraries}
+    journal = chosen.out.with_suffix(".jsonl")
+    done = read_journal(journal)
+    shared = {key: value for key, value in settings(chosen).items() if key not in ("libraries", "seeds", "defaults")}
+    measured: dict[tuple[str, str], list[dict[str, float]]] = {}
+    trainings = [(name, s, seed) for seed, name in product(range(chosen.seeds), tried) for s in tried[name]]
+    for name, setting, seed in track(trainings, "trainings", console=Console(stderr=True)):
+        key = json.dumps({**shared, "library": name, "setting": setting, "seed": seed}, sort_keys=True)
+        if key not in done:
+            done[key] = measure(name, setting, seed, data, chosen)
+            with journal.open("a") as stream:
+                stream.write(json.dumps({"key": key, "result": done[key]}) + "\n")
+        measured.setdefault((name, setting), []).append(done[key])
+    return measured
 
 
 def summarise(library: str, setting: str, seeds: list[dict[str, float]]) -> dict[str, Any]:
@@ -83,18 +104,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--defaults", action="store_true", help="only the libraries' defaults")
-    parser.add_argument("--out", type=Path, default=Path("reference.json"), help="JSON to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("reference.json"), help="JSON to write; results so far lie beside it, .jsonl"
+    )
     chosen = parser.parse_args()
     console = Console()
     with contextlib.redirect_stdout(io.StringIO()):
         data = EncodedData(prepare_reference(chosen.prepared, chosen.raw))
-    tried = {name: SETTINGS[name][: 1 if chosen.defaults else None] for name in chosen.libraries}
-    measured: dict[tuple[str, str], list[dict[str, float]]] = {}
-    trainings = [(name, s, seed) for seed, name in product(range(chosen.seeds), tried) for s in tried[name]]
-    for name, setting, seed in track(trainings, "trainings", console=Console(stderr=True)):
-        measured.setdefault((name, setting), []).append(measure(name, setting, seed, data, chosen))
+    measured = measure_all(data, chosen)
     rows = [summarise(name, setting, seeds) for (name, setting), seeds in measured.items()]
-    by_library = {name: [row for row in rows if row["library"] == name] for name in tried}
+    by_library = {name: [row for row in rows if row["library"] == name] for name in chosen.libraries}
     best = {name: max(own, key=lambda row: row["validation_auc"]["mean"]) for name, own in by_library.items()}
     title = f"DeepFM on criteo_137k, mean (deviation) of {chosen.seeds} seeds"
     table = Table("library", "setting", "validation AUC", "test AUC", "test logloss", "", title=title)
@@ -104,7 +123,7 @@ def main() -> None:
         table.add_row(TITLES[row["library"]], row["setting"], *figures, mark)
     console.print(table)
     result: dict[str, Any] = {"machine": machine(), "settings": settings(chosen), "rows": rows}
-    if {"narrowcast", "fuxictr"} <= tried.keys():
+    if {"narrowcast", "fuxictr"} <= by_library.keys():
         defaults = {name: own[0] for name, own in by_library.items()}
         result["defaults"] = compare("both at their defaults", defaults, console)
         result["best"] = compare("both at their best on validation", best, console)

@@ -103,7 +103,7 @@ def run_all(jobs: Sequence[Job], journal: Path, processes: int, console: Console
 
     Trainings start seed by seed, so that the time left is known once every kind has been seen.
     """
-    done = _read(journal)
+    done = read_journal(journal)
     missing = sorted((job for job in jobs if job.key not in done), key=lambda job: job.config.seed)
     if len(missing) < len(jobs):
         found = len(jobs) - len(missing)
@@ -138,7 +138,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean(values), "sd": spread, "se": spread / len(values) ** 0.5}
 
 
-def _read(journal: Path) -> dict[str, Result]:
+def read_journal(journal: Path) -> dict[str, Result]:
     """The results so far; a last line that an interruption cut short is dropped."""
     if not journal.exists():
         journal.parent.mkdir(parents=True, exist_ok=True)
