@@ -1,4 +1,4 @@
-"""What is exported, run by ONNX Runtime: tables of every form, every backbone with every history, and a whole export."""
+"""What is exported, in ONNX Runtime: tables of every form, every backbone with every history, and a whole export."""
 
 import json
 import shutil
@@ -245,5 +245,5 @@ def test_a_changed_file_is_refused(tiny, tmp_path):
     shutil.copytree(tiny[1], tmp_path / "exported")
     layout = tmp_path / "exported" / "layout.json"
     layout.write_text(layout.read_text() + " ")
-    with pytest.raises(NarrowcastError, match="'layout.json' of the exported model"):
+    with pytest.raises(NarrowcastError, match=r"'layout\.json' of the exported model"):
         OnnxModel.load(tmp_path / "exported")
