@@ -35,7 +35,7 @@ def configure(level: str, access: bool) -> None:
     handler.setFormatter(JsonLines())
     logging.captureWarnings(True)
     logging.basicConfig(handlers=[handler], level=logging.ERROR, force=True)
-    EVENTS.setLevel(level.upper())
+    logging.getLogger("narrowcast").setLevel(level.upper())
     ACCESS.setLevel(logging.INFO if access else logging.CRITICAL)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("kserve").setLevel(logging.CRITICAL)  # it reports a client's mistakes as errors, with tracebacks

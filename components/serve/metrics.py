@@ -11,6 +11,8 @@ from prometheus_client import REGISTRY, Counter, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from narrowcast.components.serve.batching import Scored
+
 SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 STAGES = ("parse", "lookup", "encode", "queue", "score", "respond")
 PROBABILITIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -59,8 +61,8 @@ class Metrics:
     def __init__(self, name: str) -> None:
         self.name = name
         self.stage = {stage: STAGE_SECONDS.labels(name, stage) for stage in STAGES}
-        self.predict_seconds = PREDICT_HIST_TIME.labels(model_name=name)
-        self.batch_requests = BATCH_REQUESTS.labels(name)
+        self._predict_seconds = PREDICT_HIST_TIME.labels(model_name=name)
+        self._batch_requests = BATCH_REQUESTS.labels(name)
         self.swaps, self.failed_swaps = SWAPS.labels(name), FAILED_SWAPS.labels(name)
         self._candidates, self._request_candidates = CANDIDATES.labels(name), REQUEST_CANDIDATES.labels(name)
 
@@ -73,10 +75,16 @@ class Metrics:
     def answered(self, protocol: str, status: int | str) -> None:
         REQUESTS.labels(self.name, protocol, str(status)).inc()
 
-    def scored(self, probability_M: NDArray[np.float32]) -> None:
-        self._candidates.inc(len(probability_M))
-        self._request_candidates.observe(len(probability_M))
-        SCORES.add(self.name, probability_M)
+    def scored(self, scored: Scored, seconds: float) -> None:
+        """Count a request that was answered in `seconds`."""
+        num_candidates = len(scored.probability_M)
+        self.stage["queue"].observe(scored.queue_seconds)
+        self.stage["score"].observe(scored.score_seconds)
+        self._batch_requests.observe(scored.num_requests)
+        self._predict_seconds.observe(seconds)
+        self._candidates.inc(num_candidates)
+        self._request_candidates.observe(num_candidates)
+        SCORES.add(self.name, scored.probability_M)
 
     def ids(self, key: str, known: int, unknown: int) -> None:
         IDS.labels(self.name, key).inc(known + unknown)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from narrowcast.components.data.columns import to_text
 from narrowcast.components.data.encoded import Batch
 from narrowcast.components.serve.batching import Batcher
-from narrowcast.components.serve.logs import ACCESS, event
+from narrowcast.components.serve.logs import ACCESS
+from narrowcast.components.serve.lookups import Looked
 from narrowcast.components.serve.metrics import Metrics
 from narrowcast.components.serve.protocol import (
     BusyError,
@@ -71,7 +73,6 @@ class Predictor(kserve.Model):
         self.metrics = Metrics(name)
         self.max_requests = max_requests
         self.num_requests = 0
-        self._falling_back: tuple[str, ...] = ()
         self.metrics.follow(self._live)
 
     async def healthy(self) -> bool:
@@ -118,6 +119,9 @@ class Predictor(kserve.Model):
         try:
             with self.versions.held() as version:
                 return await self._answer(version, decode, respond, large=num_bytes > LARGE_BYTES)
+        except RequestError as error:
+            ACCESS.info("refused", extra={"fields": {"status": error.status, "reason": str(error)}})
+            raise
         finally:
             self.num_requests -= 1
 
@@ -132,30 +136,23 @@ class Predictor(kserve.Model):
 
         with self.metrics.timed("parse"):
             asked, request = await asyncio.to_thread(parse) if large else parse()
-        found: dict[str, list[Any]] = {}
-        fallbacks: tuple[str, ...] = ()
+        found = Looked(columns={})
         if version.reader.to_look_up(request):
             with self.metrics.timed("lookup"):
-                found, fallbacks = await self._look_up(version, request)
+                found = await self._look_up(version, request)
         with self.metrics.timed("encode"):
-            columns, batch = (
-                await asyncio.to_thread(version.encode, request, found) if large else version.encode(request, found)
-            )
+            encode = partial(version.encode, request, found.columns)
+            columns, batch = await asyncio.to_thread(encode) if large else encode()
         scored = await self.batcher.score(version.ranker, batch)
         if not np.isfinite(scored.probability_M).all():
             raise RequestError("the model gives no number for these inputs: send numbers of an ordinary size")
         with self.metrics.timed("respond"):
             parameters = {f"unknown_{key}": json.dumps(ids) for key, ids in self._unknown(version, columns, batch)}
-            if fallbacks:
-                parameters["fallbacks"] = json.dumps(fallbacks)
+            if found.fallbacks:
+                parameters["fallbacks"] = json.dumps(found.fallbacks)
             answer = Answer(version=version.md5, probability_M=scored.probability_M, parameters=parameters)
             response = respond(asked, answer)
-        seconds = perf_counter() - started
-        self.metrics.stage["queue"].observe(scored.queue_seconds)
-        self.metrics.stage["score"].observe(scored.score_seconds)
-        self.metrics.batch_requests.observe(scored.num_requests)
-        self.metrics.predict_seconds.observe(seconds)
-        self.metrics.scored(scored.probability_M)
+        self.metrics.scored(scored, perf_counter() - started)
         if version.log:
             version.log.write(columns, scored.probability_M, version.md5)
         if ACCESS.isEnabledFor(logging.INFO):
@@ -163,10 +160,10 @@ class Predictor(kserve.Model):
                 "request_id": asked.id,
                 "version": version.md5,
                 "candidates": len(batch),
-                "ms": round(1000 * seconds, 3),
+                "ms": round(1000 * (perf_counter() - started), 3),
                 "queue_ms": round(1000 * scored.queue_seconds, 3),
                 "score_ms": round(1000 * scored.score_seconds, 3),
-                "fallbacks": fallbacks,
+                "fallbacks": found.fallbacks,
             }
             ACCESS.info("answered", extra={"fields": fields})
         return response
@@ -187,19 +184,13 @@ class Predictor(kserve.Model):
             values["request_log_dropped"] = current.log.dropped
         return current.md5, values
 
-    async def _look_up(self, version: Version, request: Request) -> tuple[dict[str, list[Any]], tuple[str, ...]]:
+    async def _look_up(self, version: Version, request: Request) -> Looked:
         user, item = version.keys
         (user_id,) = _spelled(request.columns[user])
-        looked = await version.lookups.find(user_id, _spelled(request.columns[item]))
-        for owner in looked.fallbacks:
+        found = await version.lookups.find(user_id, _spelled(request.columns[item]))
+        for owner in found.fallbacks:
             self.metrics.fallback(owner)
-        if looked.fallbacks != self._falling_back:
-            self._falling_back = looked.fallbacks
-            text = "the feature store answers again"
-            if looked.fallbacks:
-                text = f"the feature store does not answer for the {' and the '.join(looked.fallbacks)}: defaults do"
-            event(text, level=logging.WARNING if looked.fallbacks else logging.INFO)
-        return looked.columns, looked.fallbacks
+        return found
 
     def _unknown(self, version: Version, columns: Mapping[str, Any], batch: Batch) -> list[tuple[str, list[str]]]:
         """The ids that the model never saw, by key; each is counted."""
