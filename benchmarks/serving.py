@@ -33,7 +33,8 @@ import pandas as pd
 from libraries import machine, settings
 from load.generator import Answer, run
 from load.http1 import HttpSender, request_bytes
-from load.sweep import as_json, chart, sweep
+from load.summary import Summary
+from load.sweep import as_json, chart, measure
 from load.sweep import table as load_table
 from memory import plan_of
 from rich.console import Console
@@ -69,12 +70,12 @@ class Kind:
 
 
 KINDS = {
-    "int8, amortised": Kind(model="int8", scorer="amortised"),
-    "int8, amortised, histories not kept": Kind(model="int8", scorer="amortised", options=("--cache-bytes", "0")),
-    "float32, amortised": Kind(model="float32", scorer="amortised"),
-    "float32, one by one": Kind(model="float32", scorer="one-by-one"),
-    "float32, one by one, ONNX Runtime": Kind(model="float32", scorer="onnx-one-by-one"),
-    "float32, amortised, ONNX Runtime": Kind(model="float32", scorer="onnx-amortised"),
+    "int8 amortised": Kind(model="int8", scorer="amortised"),
+    "int8 amortised, not kept": Kind(model="int8", scorer="amortised", options=("--cache-bytes", "0")),
+    "float32 amortised": Kind(model="float32", scorer="amortised"),
+    "float32 one by one": Kind(model="float32", scorer="one-by-one"),
+    "ONNX one by one": Kind(model="float32", scorer="onnx-one-by-one"),
+    "ONNX amortised": Kind(model="float32", scorer="onnx-amortised"),
 }
 
 
@@ -196,39 +197,66 @@ def one_at_a_time(
                 floors[name] += floor
     found = {}
     for name, server in servers.items():
-        logged = read_log(server.log, marks[name])
-        score = [line["score_ms"] for line in logged]
-        outside = [latency - own for latency, own in zip(latencies[name], score, strict=True)]
+        score = [line["score_ms"] for line in read_log(server.log, marks[name])]
+        after = read_stages(server)
         found[name] = {
             "p50_ms": median(latencies[name]),
             "p99_ms": float(np.percentile(latencies[name], 99)),
             "model_p50_ms": median(score),
-            "outside_p50_ms": median(outside),
+            "outside_p50_ms": median(np.subtract(latencies[name], score)),
             "nothing_p50_ms": median(floors[name]),
             "stages_mean_ms": {
-                stage: (read_stages(server)[stage][0] - stages[name][stage][0])
-                / max(read_stages(server)[stage][1] - stages[name][stage][1], 1)
-                * 1e3
-                for stage in STAGES
+                stage: 1e3 * (after[stage][0] - before[0]) / max(after[stage][1] - before[1], 1)
+                for stage, before in stages[name].items()
             },
         }
-    exact = [name for name in servers if name.startswith("float32")]
+    exact = [name for name in servers if KINDS[name].model == "float32"]
     scores = {name: [client.probabilities(json.loads(a.body)) for a in answers[name]] for name in exact}
     differences = [np.abs(np.subtract(scores[name], scores[exact[0]])).max() for name in exact[1:]]
     return found, float(max(differences, default=0.0))
 
 
-def read_stages(server: Running) -> dict[str, tuple[float, float]]:
-    """Seconds and count of every stage so far, from the server's metrics."""
+def under_load(
+    servers: dict[str, Running], bodies: Sequence[dict[str, Any]], rates: list[float], seconds: float, console: Console
+) -> dict[str, list[Summary]]:
+    """Figures at rising rates, the servers by turns, each up to the first rate that it does not keep up with."""
+    found: dict[str, list[Summary]] = {name: [] for name in servers if rates}
+    for rate in track(rates, "under load", console=console):
+        for name, summaries in found.items():
+            if summaries and summaries[-1].saturated:
+                continue
+            sent = wires(servers[name], bodies)
+            summaries.append(run(measure(servers[name].url, lambda i, sent=sent: sent[i % len(sent)], rate, seconds)))
+            settle(servers[name])
+    return found
+
+
+def settle(server: Running, seconds: float = 120.0) -> None:
+    """Wait until the server has done what it took, also for clients that gave up."""
+    deadline = time.monotonic() + seconds
+    while read_metrics(server, "narrowcast_requests_in_flight"):
+        if time.monotonic() > deadline:
+            raise NarrowcastError(f"the server at {server.url} is still busy after {seconds:.0f} s: give lower --rates")
+        time.sleep(0.2)
+
+
+def read_metrics(server: Running, start: str, *marks: str) -> float:
+    """Sum of the metrics whose lines begin with `start` and hold all `marks`."""
     with urlopen(f"{server.url}/metrics") as stream:
         lines = stream.read().decode().splitlines()
+    found = [line for line in lines if line.startswith(start) and all(mark in line for mark in marks)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
-    def value(stage: str, what: str) -> float:
-        mark = f'stage="{stage}"'
-        found = [li for li in lines if li.startswith(f"narrowcast_stage_seconds_{what}{{") and mark in li]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
-    return {stage: (value(stage, "sum"), value(stage, "count")) for stage in STAGES}
+def read_stages(server: Running) -> dict[str, tuple[float, float]]:
+    """Seconds and count of every stage so far."""
+    return {
+        stage: (
+            read_metrics(server, "narrowcast_stage_seconds_sum", f'stage="{stage}"'),
+            read_metrics(server, "narrowcast_stage_seconds_count", f'stage="{stage}"'),
+        )
+        for stage in STAGES
+    }
 
 
 def read_log(path: Path, start: int) -> list[dict[str, Any]]:
@@ -278,16 +306,11 @@ def main() -> None:
             context = started(KINDS[name], options.prepared, scratch / str(i), options.threads)
             servers[name] = stack.enter_context(context)
         found, difference = one_at_a_time(servers, bodies, options.rounds, console)
-        console.print(_table(f"one at a time, {options.candidates} candidates, history {options.length}", found))
+        _print(console, f"one at a time, {options.candidates} candidates, history {options.length}", found)
         console.print(f"float32 answers differ by at most {difference:.1g}")
-        loads = {}
-        for name, server in servers.items() if options.rates else ():
-            sent = wires(server, bodies)
-            with console.status(f"load: {name}"):
-                loads[name] = run(
-                    sweep(server.url, lambda i, sent=sent: sent[i % len(sent)], sorted(options.rates), options.seconds)
-                )
-            console.print(load_table(name, loads[name]))
+        loads = under_load(servers, bodies, sorted(options.rates), options.seconds, console)
+        for name, summaries in loads.items():
+            console.print(load_table(name, summaries))
     result = {
         "machine": machine(),
         "settings": settings(options),
@@ -300,23 +323,15 @@ def main() -> None:
         write_text(options.chart, chart(loads))
 
 
-def _table(title: str, found: dict[str, dict[str, Any]]) -> Table:
-    head = (
-        "ms",
-        "p50",
-        "p99",
-        "model, p50",
-        "rest, p50",
-        "rest / model",
-        "nothing, p50",
-        *(f"{s}, mean" for s in STAGES),
-    )
-    shown = Table(*head, title=title)
+def _print(console: Console, title: str, found: dict[str, dict[str, Any]]) -> None:
+    whole = Table("p50, ms", "whole", "whole, p99", "model", "rest", "rest / model", "nothing", title=title)
+    stages = Table("mean, ms", *STAGES, title="inside the server")
     for name, row in found.items():
         figures = [row[key] for key in ("p50_ms", "p99_ms", "model_p50_ms", "outside_p50_ms")]
         figures += [row["outside_p50_ms"] / row["model_p50_ms"], row["nothing_p50_ms"]]
-        shown.add_row(name, *(f"{x:.2f}" for x in (*figures, *row["stages_mean_ms"].values())))
-    return shown
+        whole.add_row(name, *(f"{figure:.2f}" for figure in figures))
+        stages.add_row(name, *(f"{row['stages_mean_ms'][stage]:.2f}" for stage in STAGES))
+    console.print(whole, stages)
 
 
 if __name__ == "__main__":

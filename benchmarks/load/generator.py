@@ -5,6 +5,7 @@ have waited are never counted (coordinated omission). Here a request that leaves
 """
 
 import asyncio
+import select
 import selectors
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -92,7 +93,17 @@ async def offer(
     return [outcome for outcome in outcomes if outcome is not None]
 
 
+class FineTimers(selectors.DefaultSelector):
+    """Waits to the microsecond, where `epoll` alone counts in milliseconds and wakes up late."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout > 0:
+            select.select([self.fileno()], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run in an event loop whose timers are good to microseconds: `select`, as `epoll` counts in milliseconds."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+    """Run in an event loop with `FineTimers`."""
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(FineTimers())) as runner:
         return runner.run(main)

@@ -10,7 +10,7 @@ import httptools
 from load.generator import Answer, LoadError
 
 MAX_CONNECTIONS = 400
-"""Below what `select` can watch."""
+"""Well below the usual limit of open files."""
 
 
 def request_bytes(

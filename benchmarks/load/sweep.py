@@ -60,7 +60,7 @@ async def sweep(
 
 
 def table(title: str, summaries: Sequence[Summary]) -> Table:
-    shown = Table("offered/s", "answered/s", "p50", "p90", "p99", "max, ms", "sent late, ms", "errors", title=title)
+    shown = Table("offered/s", "answered/s", "p50", "p90", "p99", "max, ms", "late, ms", "errors", title=title)
     for summary in summaries:
         latencies = (summary.p50, summary.p90, summary.p99, summary.max, summary.lateness_ms)
         errors = ", ".join(f"{count} {kind}" for kind, count in summary.errors.items())
@@ -74,16 +74,17 @@ def table(title: str, summaries: Sequence[Summary]) -> Table:
 
 
 def chart(found: dict[str, Sequence[Summary]]) -> str:
-    """SVG: the median and the 99th percentile of each server, at the loads it kept up with."""
+    """SVG of the loads that were kept up with: the 99th percentile of each server, of a single one the others too."""
+    percentiles = ("p50", "p90", "p99") if len(found) == 1 else ("p99",)
     lines = []
     for name, summaries in found.items():
         kept = [summary for summary in summaries if not summary.saturated]
-        for percentile in ("p50", "p99") if kept else ():
+        for percentile in percentiles if kept else ():
             points = [(round(summary.offered_rate), getattr(summary, percentile)) for summary in kept]
-            lines.append(Line(name=f"{name} {percentile}".strip(), points=points))
+            lines.append(Line(name=percentile if len(found) == 1 else name, points=points))
     return line_chart(
         lines,
-        title="latency, ms",
+        title="latency, ms" if len(found) == 1 else "latency, 99th percentile, ms",
         x_title="offered requests a second",
         label="Latency percentiles against offered load",
         log_x=True,

@@ -128,9 +128,10 @@ def test_a_sweep_ends_where_the_server_does_not_keep_up():
     assert found[0].p50 < found[1].p50
     assert found[1].answered_rate < 110
     assert "p99" in chart({"slow server": found})
+    assert "slow server" in chart({"slow server": found, "the same": found})
 
 
-def test_the_generator_keeps_a_rate_of_a_thousand():
+def test_a_few_hundred_a_second_are_all_answered():
     async def main():
         async def reply(number):
             return REPLY
@@ -138,13 +139,13 @@ def test_the_generator_keeps_a_rate_of_a_thousand():
         async with replying(reply) as url:
             send = sender(url)
             try:
-                return await offer(poisson(1000, 1, seed=0), send)
+                return await offer(poisson(300, 1, seed=0), send)
             finally:
                 await send.close()
 
     outcomes = run(main())
     assert not [outcome.error for outcome in outcomes if outcome.error]
-    assert len(outcomes) > 850
+    assert len(outcomes) > 230
 
 
 def test_summary_of_known_latencies():
