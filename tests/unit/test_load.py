@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 
 import numpy as np
@@ -158,6 +159,11 @@ def test_summary_of_known_latencies():
     assert summary.p99 == pytest.approx(99.01)
     assert summary.offered_rate == 100
     assert summary.answered_rate == 91  # request i is done at 11 i + 1 ms
+    assert summary.kept_up == 1
+    assert not summary.saturated
+    slow = summarise([dataclasses.replace(outcome, done_s=outcome.scheduled_s + 0.305) for outcome in outcomes], 1.0)
+    assert slow.kept_up == pytest.approx(70 / 90)  # of those due before 0.9 s
+    assert slow.saturated
 
 
 def test_the_proxy_passes_delays_swallows_refuses_and_mends():
