@@ -141,14 +141,14 @@ class Unpacked(nn.Module):
         super().__init__()
         self.bits = bits
         self.width = width
-        if bits < 8:
-            self.register_buffer("places", torch.arange(0, 8, bits, dtype=torch.uint8))
+        self.register_buffer("places", torch.arange(0, 8, bits, dtype=torch.uint8))
 
     def forward(self, stored: Tensor) -> Tensor:
         if self.bits >= 8:
             return stored
-        shifted = torch.bitwise_right_shift(stored.unsqueeze(-1), self.places)
-        return (shifted & (2**self.bits - 1)).flatten(-2)[..., : self.width]
+        # Place by place: ONNX Runtime is slow at shifting every byte by all places at once.
+        shifted = [torch.bitwise_right_shift(stored, place) & (2**self.bits - 1) for place in self.places.unbind()]
+        return torch.stack(shifted, dim=-1).flatten(-2)[..., : self.width]
 
 
 class Columns(nn.Module):
