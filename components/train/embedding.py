@@ -58,8 +58,9 @@ class EmbeddingLayer(nn.Module):
         """Raises NarrowcastError where what will be stored is not known before training has ended."""
         if rounds:
             demand_roundable(self.plan)
-        for group in self.groups:
-            cast(TableGroup, group).rounds = rounds
+        for module in self.groups:
+            group = cast(TableGroup, module)
+            group.rounds = rounds and bool((group.bits_P < 32).any())
 
     def forward(self, ids_BF: Tensor, sequences: Mapping[str, Tensor]) -> Found:
         ids_BF = ids_BF.long()

@@ -276,6 +276,7 @@ def test_rounding_of_float32_changes_no_bit(data, plan):
     config = replace(CONFIG, epochs=2)
     plain, aware = (fit(data, plan, replace(config, quantisation_aware=on), tell=quiet) for on in (False, True))
     assert plain.curves == aware.curves
+    assert not aware.model.embedding.rounds
 
 
 def test_a_model_without_a_plan_cannot_be_trained_aware_of_rounding(data, plan):
