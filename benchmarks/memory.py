@@ -209,10 +209,8 @@ def main() -> None:
 
 
 def _table(result: dict[str, dict[str, Any]], num_ids: int, names: int) -> Table:
-    title = f"{num_ids:,} ids; the vocabularies' text is {names / 1e6:.0f} MB"
-    table = Table(
-        "tables", "stored, MB", "RSS, MB", "PSS, MB", "peak, MB", "more than none, MB", "start, s", title=title
-    )
+    title = f"MB; {num_ids:,} ids, whose text is {names / 1e6:.0f} MB"
+    table = Table("tables", "stored", "RSS", "PSS", "peak", "RSS less none", "start, s", title=title)
     for kind, row in result.items():
         more = "" if kind == "none" else f"{(row['rss'] - result['none']['rss']) / 1e6:.0f}"
         sizes = [f"{row[key] / 1e6:.0f}" for key in ("stored_bytes", "rss", "pss", "peak")]
