@@ -277,6 +277,8 @@ def _arrow(field: Field, values: Values) -> pa.Array:
     """The values as Arrow text, numbers, or lists of text, as the field's type says."""
     try:
         array = values
+        if field.type == "numeric" and isinstance(values, list) and {int, float} <= set(map(type, values)):
+            array = [float(value) if type(value) is int else value for value in values]  # Arrow takes no large one
         if not isinstance(array, pa.Array | pa.ChunkedArray):
             array = pa.array(array, from_pandas=field.type != "numeric" or field.nullable)
         if isinstance(array, pa.ChunkedArray):

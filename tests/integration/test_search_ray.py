@@ -50,7 +50,7 @@ def test_the_best_trial_within_the_budget_wins(tiny_encoded, tmp_path, method, b
         ({"budget": "8B", "method": "pep_row"}, "method 'pep_row' needs at least"),
         ({"method": "pepp"}, "did you mean 'pep'"),
         ({"method": "mde", "inner_width": 16}, "exclude an inner width"),
-        ({"bits": 16}, "bits is 16"),
+        ({"bits": 3}, "bits is 3"),
         ({"num_trials": 0}, "num_trials is 0"),
         ({"num_trials": 99}, "settings to try"),
     ],
