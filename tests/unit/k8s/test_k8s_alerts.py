@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from narrowcast.components.serve.batching import Scored
 from narrowcast.components.serve.metrics import FOLLOWED, Metrics
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +37,8 @@ def labels_of():
     """Labels by metric, of a server that has answered."""
     server = Metrics("test")
     server.answered("rest", 200)
-    server.scored(np.array([0.5], np.float32))
+    probability_M = np.array([0.5], np.float32)
+    server.scored(Scored(probability_M=probability_M, queue_seconds=0.0, score_seconds=0.0, num_requests=1), 0.01)
     server.ids("item_id", 1, 1)
     server.fallback("user")
     server.follow(lambda: ("version", dict.fromkeys(FOLLOWED, 1.0)))
