@@ -124,7 +124,8 @@ def started(kind: Kind, folder: Path, scratch: Path, threads: int) -> Iterator[R
     announce, log = scratch / "server.json", scratch / "server.log"
     command = [sys.executable, "-m", "load.scored_by", kind.scorer, "--threads", str(threads)]
     command += ["--onnx", str(folder / "onnx"), "--", "--model", str(folder / kind.model), "--port", "0"]
-    command += ["--store", str(folder / "store"), "--announce", str(announce), "--access-log", *kind.options]
+    command += ["--store", str(folder / "store"), "--announce", str(announce), "--access-log"]
+    command += ["--store-deadline-ms", "1000", *kind.options]  # for a busy machine: defaults would be no look-ups
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": str(threads)}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
