@@ -212,6 +212,10 @@ def serve(
     store: Annotated[Path | None, typer.Option(help="Feature store folder of the model's run.")] = None,
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int | None, typer.Option(help="Serve gRPC too, on this port.")] = None,
+    request_log: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Log requests there, for `narrowcast data drift`.")
+    ] = None,
     status: Annotated[bool, typer.Option("--status", help="List the endpoints.")] = False,
     stop: Annotated[str | None, typer.Option(metavar="ENDPOINT", help="Stop an endpoint's server.")] = None,
     as_json: Json = False,
@@ -249,6 +253,8 @@ def serve(
             "give a packed model and --store, or --status, or --stop ENDPOINT; see `narrowcast serve --help`"
         )
     command = ["--model", str(model), "--store", str(store), "--port", str(port), "--host", host]
+    command += ["--grpc-port", str(grpc_port)] if grpc_port is not None else []
+    command += ["--request-log", str(request_log)] if request_log else []
     os.execv(sys.executable, [sys.executable, "-m", "narrowcast.components.serve.server", *command])
 
 
@@ -288,6 +294,8 @@ def rank(
     unknown = [f"user {user}"] * found.unknown_user + [f"item {item}" for item in found.unknown_items]
     if unknown:
         note.print(f"never seen in training, ranked by what is known of them: {', '.join(unknown)}", soft_wrap=True)
+    if found.fallbacks:
+        note.print(f"the feature store did not answer in time for: {', '.join(found.fallbacks)}; defaults stood for it")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from narrowcast.components.compact.packed_table import tensor_name
+from narrowcast.components.compact.packed_table import stored_blocks, tensor_name
 from narrowcast.components.train.forms import QR, Codebook, Hash
 from narrowcast.components.train.plan import Block, TablePlan
 from narrowcast.components.train.quantise import OFFSET, float_scale
@@ -29,10 +29,7 @@ class GraphTable(nn.Module):
         super().__init__()
         self.plan = plan
         self.internal = plan.projection or width
-        self.blocks = nn.ModuleDict()
-        for number, block in enumerate(plan.blocks):
-            if block.columns:
-                self.blocks[str(number)] = GraphBlock(number, block, self.internal, tensors)
+        self.blocks = stored_blocks(plan, self.internal, tensors, GraphBlock)
         self.register_buffer("lift_dD", tensors.get("lift"))
 
     def forward(self, ids: Tensor) -> Tensor:

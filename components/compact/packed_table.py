@@ -4,7 +4,7 @@ Shape letters: R rows of a part, w its columns, b stored bytes of a row's values
 before a projection, n rows looked up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -95,10 +95,7 @@ class PackedTable(nn.Module):
         super().__init__()
         self.plan = plan
         self.internal = plan.projection or width
-        self.blocks = nn.ModuleDict()
-        for number, block in enumerate(plan.blocks):
-            if block.columns:
-                self.blocks[str(number)] = PackedBlock(number, block, self.internal, tensors)
+        self.blocks = stored_blocks(plan, self.internal, tensors, PackedBlock)
         self.register_buffer("lift_dD", tensors.get("lift"))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -116,3 +113,15 @@ class PackedTable(nn.Module):
             here = torch.nonzero((ids_n >= block.start) & (ids_n < block.stop)).squeeze(1)
             rows_nd[here] = packed(ids_n[here] - block.start)
         return rows_nd
+
+
+def stored_blocks(
+    plan: TablePlan,
+    internal: int,
+    tensors: Mapping[str, Tensor],
+    read: Callable[[int, Block, int, Mapping[str, Tensor]], nn.Module],
+) -> nn.ModuleDict:
+    """What `read` makes of every block that has columns, by the block's number; `internal` is the rows' full width."""
+    return nn.ModuleDict(
+        {str(i): read(i, block, internal, tensors) for i, block in enumerate(plan.blocks) if block.columns}
+    )

@@ -79,9 +79,10 @@ class Encoder:
         """Training frequency of every row of every table, descending after row 0."""
         return {name: table.column("count").to_numpy() for name, table in self._tables.items()}
 
-    def values(self, table: str) -> list[str | None]:
-        """The id's text by row of a table; None is out-of-vocabulary in row 0 and "missing" in any other."""
-        return self._tables[table].column("value").to_pylist()
+    def values(self, table: str, num_rows: int | None = None) -> list[str | None]:
+        """The id's text by row of a table, of its first `num_rows` or all; None is out-of-vocabulary in row 0 and
+        "missing" in any other."""
+        return self._tables[table].column("value").slice(0, num_rows).to_pylist()
 
     def save(self, directory: str | Path) -> None:
         """Write `encoder.json` and a Parquet file `vocabulary_<table>` with the columns value and count."""

@@ -81,6 +81,8 @@ class Lookups:
 
     def preload(self, items: Sequence[str]) -> None:
         """Read items into memory now, in this thread; as many as the store gives before it fails."""
+        if not self.features.names["item"]:
+            return
         for start in range(0, len(items), ITEMS_A_READ):
             try:
                 self._fetch("item", list(items[start : start + ITEMS_A_READ]))

@@ -24,6 +24,8 @@ from narrowcast.records import digest, read_json
 WARM_CANDIDATES = (1, 10, 100, 500, 1000)
 """Sizes scored before a version answers: kernels choose and prepare their code by size."""
 WARM_REQUESTS = 4
+WARM_ITEMS = 10_000
+"""So many of the most frequent items' features are in memory before a version answers."""
 SAMPLE = "sample_request.json"
 
 
@@ -134,6 +136,9 @@ def load_version(model: Path, store: Path, config: VersionConfig) -> Version:
     )
     try:
         warm_up(version, check_sample(version, model))
+        if item := packed.schema.item:
+            table = packed.encoder.layout.table_of[item]
+            version.lookups.preload([text for text in packed.encoder.values(table, 1 + WARM_ITEMS) if text])
     except BaseException:
         version.close()
         raise
