@@ -12,16 +12,18 @@ def deploy(  # type: ignore[no-untyped-def]
     evaluation: dsl.Input[dsl.Artifact],
     endpoint: str,
     home: str,
+    kserve: dict,
     deployment: dsl.Output[dsl.Artifact],
 ):
-    """Start or replace the endpoint's server if every gate passed; keep the champion if not.
+    """Have the endpoint serve the model if every gate passed; keep the champion if not.
 
     Args:
         packed_model: Packed model.
         feature_store: Feast repository.
         evaluation: The gates' verdict.
         endpoint: Name of the endpoint.
-        home: Folder that holds the endpoints' state.
+        home: Folder, or object storage's address, that holds the endpoints' state.
+        kserve: KServe's settings, see `KServeSettings`; empty, a process on this machine serves.
         deployment: deployment.json: what serves now, where, and why.
     """
     from narrowcast.step import step
