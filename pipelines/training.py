@@ -62,6 +62,7 @@ def training(
     num_trials: int = 2,
     max_auc_loss: float = 0.005,
     max_latency_ms: float = 200.0,
+    ray: dict = {},  # noqa: B006
 ) -> Artifacts:
     """See `docs/architecture.md`; every default here is also in `params.yaml`, which a run reads."""
     fetched = checkout(data_version=data_version, data_remote=data_remote)
@@ -84,6 +85,7 @@ def training(
         num_workers=num_workers,
         training=training,
         seed=seed,
+        ray=ray,
     )
     searched = search(
         encoded=shards.outputs["encoded"],
@@ -100,6 +102,7 @@ def training(
         bits=bits,
         num_trials=num_trials,
         num_workers=num_workers,
+        ray=ray,
     )
     retrained = retrain(
         encoded=shards.outputs["encoded"],
@@ -112,6 +115,7 @@ def training(
         num_workers=num_workers,
         training=training,
         seed=seed,
+        ray=ray,
     )
     packed = compact(
         compact_model=retrained.outputs["compact_model"],

@@ -21,6 +21,7 @@ def search(  # type: ignore[no-untyped-def]
     bits: int,
     num_trials: int,
     num_workers: int,
+    ray: dict,
     plan: dsl.Output[dsl.Artifact],
 ):
     """Search the embedding tables' rows, columns and widths for a byte budget, its trials on Ray.
@@ -40,6 +41,7 @@ def search(  # type: ignore[no-untyped-def]
         bits: Bits a stored value: 32, 16, 8, 4 or 2.
         num_trials: Settings of the method to try; the best on validation within the budget is kept.
         num_workers: Trials at a time on Ray; 0 runs them in this process without Ray.
+        ray: Where to search, see `RaySettings`: empty, in the step; else on a Ray cluster that KubeRay makes for it.
         plan: plan.json and the trials.
     """
     from narrowcast.step import step

@@ -18,6 +18,7 @@ def train(  # type: ignore[no-untyped-def]
     num_workers: int,
     training: dict,
     seed: int,
+    ray: dict,
     full_model: dsl.Output[dsl.Model],
 ):
     """Train the uncompressed model with Ray Train.
@@ -34,6 +35,7 @@ def train(  # type: ignore[no-untyped-def]
         num_workers: Ray Train workers; 0 trains in this process without Ray.
         training: The training's other settings, see `TrainConfig`.
         seed: Seed of initial values and row order.
+        ray: Where to train, see `RaySettings`: empty, in the step; else on a Ray cluster that KubeRay makes for it.
         full_model: Checkpoint: weights, plan and metrics.
     """
     from narrowcast.step import step
@@ -66,6 +68,7 @@ def retrain(  # type: ignore[no-untyped-def]
     num_workers: int,
     training: dict,
     seed: int,
+    ray: dict,
     compact_model: dsl.Output[dsl.Model],
 ):
     """Train the model again from its initial values on the tables that the plan leaves.
@@ -81,6 +84,7 @@ def retrain(  # type: ignore[no-untyped-def]
         num_workers: Ray Train workers; 0 trains in this process without Ray.
         training: The training's other settings, see `TrainConfig`.
         seed: Seed of initial values and row order.
+        ray: Where to train, see `RaySettings`: empty, in the step; else on a Ray cluster that KubeRay makes for it.
         compact_model: Checkpoint: weights, plan and metrics.
     """
     from narrowcast.step import step
