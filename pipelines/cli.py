@@ -152,17 +152,19 @@ def step(
     values = parameters.load(params, _changes(set_))
     home = parameters.home_folder(root).resolve()
     champion = champion_folder(home, values["endpoint"]) if name == "evaluate" else ""
-    graph.call(name, parameters.complete(values, home=home, root=root, champion=champion), folder)
+    graph.call(name, parameters.complete(values, home=str(home), root=root, champion=champion), folder)
 
 
 @app.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", help="Package to write.")] = Path("training.yaml"),
+    params: Params = Path("params.yaml"),
+    set_: Set = None,
     dvc: Annotated[bool, typer.Option("--dvc", help="Write dvc.yaml in place of the package.")] = False,
 ) -> None:
-    """Compile the pipeline to the package that Kubeflow Pipelines runs, or to dvc.yaml.
+    """Compile the pipeline to the package that Kubeflow Pipelines runs, placed as params.yaml says, or to dvc.yaml.
 
-    Example: `narrowcast compile -o training.yaml`
+    Example: `narrowcast compile -o training.yaml --set cluster.image=registry.example.com/narrowcast:0.1.0`
     """
     if dvc:
         from narrowcast.pipelines.dvc_file import dvc_yaml
@@ -171,13 +173,10 @@ def compile_(
         write_text("dvc.yaml", dvc_yaml())
         out.print("wrote dvc.yaml")
         return
-    from kfp import compiler
+    from narrowcast.pipelines import cluster_settings
+    from narrowcast.pipelines.placement import write_package
 
-    from narrowcast.pipelines.training import training
-
-    if output.suffix not in {".yaml", ".yml", ".json"}:
-        raise NarrowcastError(f"{output}: a package ends in .yaml, .yml or .json")
-    compiler.Compiler().compile(training, str(output))
+    write_package(cluster_settings.load(params, _changes(set_)), output)
     out.print(f"wrote {output}")
 
 

@@ -111,11 +111,11 @@ def run_locally(arguments: dict[str, Any], *, home: Path, log_path: Path, use_ca
     _quiet()
     from kfp import local
 
+    from narrowcast.pipelines.cluster_settings import ClusterSettings
     from narrowcast.pipelines.graph import steps
-    from narrowcast.pipelines.training import training
+    from narrowcast.pipelines.placement import placed
 
-    for executor in training.pipeline_spec.deployment_spec["executors"].values():
-        executor["container"]["image"] = image  # part of kfp's cache key, so that changed code runs again
+    pipeline = placed(ClusterSettings(image=image))  # part of kfp's cache key, so that changed code runs again
     workspace = home / "kfp-workspace"
     workspace.mkdir(parents=True, exist_ok=True)
     local.init(
@@ -131,7 +131,7 @@ def run_locally(arguments: dict[str, Any], *, home: Path, log_path: Path, use_ca
         try:
             with contextlib.redirect_stdout(log), _logging_to(log), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                outputs = training(**arguments).outputs
+                outputs = pipeline(**arguments).outputs
         except KeyboardInterrupt:  # the terminal has told the step, too
             for state in log.states.values():
                 state.status = "failed" if state.status == "running" else state.status

@@ -13,8 +13,10 @@ import yaml
 
 from narrowcast.errors import NarrowcastError, nearest
 
-FOUND = ("git_commit", "home", "champion")
+FOUND = ("git_commit", "home", "champion", "ray", "kserve")
 """Pipeline inputs that a run finds out by itself and params.yaml may not set."""
+CLUSTER = "cluster"
+"""The section of params.yaml that is no input of the pipeline: how a run is placed on a cluster."""
 
 
 def signature() -> dict[str, inspect.Parameter]:
@@ -29,6 +31,19 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> dict[str, Any]
 
     Raises NarrowcastError naming an unknown parameter and the nearest valid one, or a value of the wrong type.
     """
+    values = read(path, changes)
+    values.pop(CLUSTER, None)
+    inputs = {name: p for name, p in signature().items() if name not in FOUND}
+    given = checked(values, str(path))
+    defaults = {n: p.default for n, p in inputs.items() if p.default is not inspect.Parameter.empty}
+    missing = [n for n in inputs if n not in defaults and n not in given]
+    if missing:
+        raise NarrowcastError(f"{path}: parameter '{missing[0]}' is missing; add `{missing[0]}: ...`")
+    return {**defaults, **given}
+
+
+def read(path: Path, changes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A parameter file with `changes` applied, not checked yet."""
     if not path.is_file():
         raise NarrowcastError(
             f"parameter file {path} does not exist: run in the project's folder or give --params FILE"
@@ -41,16 +56,16 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> dict[str, Any]
         raise NarrowcastError(f"{path} must be a mapping of parameter names to values")
     for name, text in (changes or {}).items():
         values = _changed(values, name.split("."), _read(text), name)
+    return values
+
+
+def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values` as the pipeline's inputs take them. Raises NarrowcastError as `load` does."""
     known = {name: p for name, p in signature().items() if name not in FOUND}
     for name in values:
         if name not in known:
-            raise NarrowcastError(f"{path}: unknown parameter '{name}'; {nearest(str(name), known)}")
-    checked = {name: _typed(name, value, known[name].annotation, path) for name, value in values.items()}
-    defaults = {n: p.default for n, p in known.items() if p.default is not inspect.Parameter.empty}
-    missing = [n for n in known if n not in defaults and n not in checked]
-    if missing:
-        raise NarrowcastError(f"{path}: parameter '{missing[0]}' is missing; add `{missing[0]}: ...`")
-    return {**defaults, **checked}
+            raise NarrowcastError(f"{where}: unknown parameter '{name}'; {nearest(str(name), known)}")
+    return {name: _typed(name, value, known[name].annotation, where) for name, value in values.items()}
 
 
 def _read(text: str) -> Any:
@@ -71,7 +86,7 @@ def _changed(values: Mapping[str, Any], keys: Sequence[str], value: Any, name: s
     return {**values, keys[0]: _changed(inside, keys[1:], value, name)}
 
 
-def _typed(name: str, value: Any, kind: type, where: Path) -> Any:
+def _typed(name: str, value: Any, kind: type, where: str) -> Any:
     if kind is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             value = float(value)  # YAML takes 1e-3 for text
@@ -84,10 +99,19 @@ def _typed(name: str, value: Any, kind: type, where: Path) -> Any:
     return value
 
 
-def complete(values: Mapping[str, Any], *, home: Path, root: Path, champion: str = "") -> dict[str, Any]:
+def complete(
+    values: Mapping[str, Any],
+    *,
+    home: str,
+    root: Path,
+    champion: str = "",
+    ray: Mapping[str, Any] | None = None,
+    kserve: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The pipeline's arguments: the schema's path becomes its text, the remote's name its address.
 
-    `root` is the checkout, `home` the folder that holds runs, caches and endpoints.
+    `root` is the checkout, `home` the folder, or address, that holds the endpoints' state. `ray` and `kserve` are
+    given on a cluster alone.
     """
     from narrowcast.components.data.schema import Schema, schema_text
 
@@ -100,8 +124,10 @@ def complete(values: Mapping[str, Any], *, home: Path, root: Path, champion: str
         "schema": text,
         "data_remote": remote_address(values["data_remote"], root),
         "git_commit": git_commit(root),
-        "home": str(home.resolve()),
+        "home": home,
         "champion": champion,
+        "ray": dict(ray or {}),
+        "kserve": dict(kserve or {}),
     }
 
 

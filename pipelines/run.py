@@ -25,7 +25,7 @@ def run(values: dict[str, Any], *, root: Path, console: Console, use_cache: bool
     """
     parameters.refuse_early(values)
     home = parameters.home_folder(root).resolve()
-    arguments = parameters.complete(values, home=home, root=root)
+    arguments = parameters.complete(values, home=str(home), root=root)
     arguments["champion"] = _champion(arguments, home)
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

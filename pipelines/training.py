@@ -43,12 +43,14 @@ def training(
     git_commit: str,
     home: str,
     champion: str = "",
+    ray: dict = {},  # noqa: B006  KFP takes no None for a dict
+    kserve: dict = {},  # noqa: B006
     data_remote: str = "",
     online_store: str = "",
     endpoint: str = "default",
     seed: int = 0,
     backbone: str = "deepfm",
-    model: dict = {},  # noqa: B006  KFP takes no None for a dict
+    model: dict = {},  # noqa: B006
     width: int = 16,
     inner_width: int = 0,
     epochs: int = 6,
@@ -62,7 +64,6 @@ def training(
     num_trials: int = 2,
     max_auc_loss: float = 0.005,
     max_latency_ms: float = 200.0,
-    ray: dict = {},  # noqa: B006
 ) -> Artifacts:
     """See `docs/architecture.md`; every default here is also in `params.yaml`, which a run reads."""
     fetched = checkout(data_version=data_version, data_remote=data_remote)
@@ -142,6 +143,7 @@ def training(
         evaluation=judged.outputs["evaluation"],
         endpoint=endpoint,
         home=home,
+        kserve=kserve,
     ).set_caching_options(False)
     reported = report(
         raw=fetched.outputs["raw"],

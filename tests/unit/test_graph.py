@@ -10,7 +10,7 @@ import yaml
 from narrowcast.errors import NarrowcastError
 from narrowcast.pipelines import graph
 from narrowcast.pipelines.dvc_file import dvc_yaml
-from narrowcast.pipelines.parameters import FOUND, signature
+from narrowcast.pipelines.parameters import CLUSTER, FOUND, signature
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ def test_the_package_is_the_golden_one(tmp_path):
 
 
 def test_every_package_step_names_the_image_and_installs_nothing():
-    package = yaml.safe_load((ROOT / "tests" / "golden" / "training.yaml").read_text())
+    package, _ = yaml.safe_load_all((ROOT / "tests" / "golden" / "training.yaml").read_text())
     for executor in package["deploymentSpec"]["executors"].values():
         assert executor["container"]["image"].startswith("narrowcast:")
         assert "pip" not in str(executor["container"]["command"])
@@ -50,6 +50,7 @@ def test_every_package_step_names_the_image_and_installs_nothing():
 
 def test_params_yaml_states_every_parameter_with_the_pipeline_default():
     stated = yaml.safe_load((ROOT / "params.yaml").read_text())
+    stated.pop(CLUSTER)
     known = {name: p for name, p in signature().items() if name not in FOUND}
     assert set(stated) == set(known)
     for name, value in stated.items():

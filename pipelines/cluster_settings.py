@@ -1,0 +1,170 @@
+"""How a run is placed on a cluster: the section `cluster` of params.yaml, which a run on this machine ignores."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from narrowcast.errors import NarrowcastError, nearest
+from narrowcast.image import IMAGE
+from narrowcast.pipelines import parameters
+from narrowcast.pipelines.graph import steps
+from narrowcast.settings import build
+
+QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
+DEFAULT = "default"
+"""Stands for every step in `steps`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Toleration:
+    """A taint of nodes that a step's pod does not mind; `seconds` bounds how long it stays on one with NoExecute."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    seconds: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.operator == "Exists" and self.value:
+            raise NarrowcastError(f"toleration of '{self.key}': operator Exists takes no value; remove '{self.value}'")
+        if not self.key and self.operator == "Equal":
+            raise NarrowcastError("a toleration with operator Equal needs a key; give one, or operator Exists for all")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSettings:
+    """What a step's pod asks for. Empty or 0: nothing is said, and the cluster's own default counts.
+
+    `cpu` and `memory` are requested and at most used, as Kubernetes writes quantities. `timeout_seconds` ends a step
+    that takes longer, `retries` starts one that failed again; `cache` takes a step's outputs from an earlier run with
+    the same inputs.
+    """
+
+    cpu: str = ""
+    memory: str = ""
+    gpus: int = 0
+    timeout_seconds: int = 0
+    retries: int = 0
+    cache: bool = True
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("cpu", "memory"):
+            value = getattr(self, name)
+            if value and not QUANTITY.fullmatch(value):
+                raise NarrowcastError(f"{name} is '{value}': write it as Kubernetes does, such as 500m, 2 or 4Gi")
+        for name in ("gpus", "timeout_seconds", "retries"):
+            if getattr(self, name) < 0:
+                raise NarrowcastError(f"{name} is {getattr(self, name)}: must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterSettings:
+    """The section `cluster` of params.yaml.
+
+    `host`: the address of Kubeflow Pipelines; empty, what its client is configured with. `namespace`: where steps run.
+    `home`: the object storage that endpoints and Ray jobs keep their files in. `parameters`: inputs of the pipeline
+    that have other values on the cluster. `secrets`: of each secret, the environment variable that each key becomes in
+    every step. `steps`: by step, or `default` for all; a step's own settings replace the default's one by one. `ray`
+    and `kserve`: settings of the RayJobs (`RaySettings`) and of the predictor (`KServeSettings`) beyond `home`, `image`
+    and, for RayJobs, `namespace`, which are those given here.
+    """
+
+    host: str = ""
+    experiment: str = "narrowcast"
+    namespace: str = "kubeflow"
+    image: str = IMAGE
+    home: str = "s3://narrowcast/home"
+    service_account: str = "narrowcast-pipeline"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict)
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ray: dict[str, Any] = field(default_factory=dict)
+    kserve: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "://" not in self.home:
+            raise NarrowcastError(f"home is '{self.home}': give an address of object storage, such as s3://bucket/home")
+        for name in self.steps:
+            if name != DEFAULT and name not in steps():
+                raise NarrowcastError(f"steps: no step '{name}'; {nearest(name, [DEFAULT, *steps()])}")
+            self.step(name)
+
+    def step(self, name: str) -> StepSettings:
+        """The settings of one step."""
+        merged = self.steps.get(DEFAULT, {}) | self.steps.get(name, {})
+        where = f"steps: {name}"
+        try:
+            found: StepSettings = build(StepSettings, merged, where)
+        except NarrowcastError as error:
+            raise _placed(error, where) from None
+        return found
+
+    @property
+    def ray_argument(self) -> dict[str, Any]:
+        """What the steps that train and search are given."""
+        return {"home": self.home, "image": self.image, "namespace": self.namespace, **self.ray}
+
+    @property
+    def kserve_argument(self) -> dict[str, Any]:
+        """What the deploy step is given."""
+        return {"image": self.image, **self.kserve}
+
+
+def load(path: Path, changes: Mapping[str, str] | None = None) -> ClusterSettings:
+    """The section `cluster` of a parameter file with `changes` applied, such as `cluster.ray.retries=2`.
+
+    Raises NarrowcastError that begins with the file's name, for whatever a step would refuse, too.
+    """
+    from narrowcast.components.serve.kserve_settings import KServeSettings
+
+    from narrowcast.components.train.ray_settings import RaySettings
+
+    where = f"{path}: {parameters.CLUSTER}"
+    section = parameters.read(path, changes).get(parameters.CLUSTER) or {}
+    if not isinstance(section, dict):
+        raise NarrowcastError(f"{where} must be a mapping; see docs/cluster.md")
+    try:
+        settings: ClusterSettings = build(ClusterSettings, section, where)
+        for name, cls, argument in (
+            ("ray", RaySettings, settings.ray_argument),
+            ("kserve", KServeSettings, settings.kserve_argument),
+        ):
+            try:
+                build(cls, argument, name)
+            except NarrowcastError as error:
+                raise _placed(error, name) from None
+    except NarrowcastError as error:
+        raise _placed(error, where) from None
+    return settings
+
+
+def arguments(values: Mapping[str, Any], settings: ClusterSettings, root: Path) -> dict[str, Any]:
+    """The pipeline's arguments on the cluster, from `values` as `parameters.load` gives them.
+
+    Raises NarrowcastError for a parameter that names a place of this machine.
+    """
+    given = {**values, **parameters.checked(settings.parameters, f"{parameters.CLUSTER}.parameters")}
+    if "://" not in given["data_remote"]:
+        raise NarrowcastError(
+            f"data_remote is '{given['data_remote']}', which no pod can reach: set cluster.parameters.data_remote to "
+            "the address of a DVC remote, such as s3://bucket/data"
+        )
+    return parameters.complete(
+        given,
+        home=settings.home,
+        root=root,
+        champion=f"{settings.home.rstrip('/')}/endpoints/{given['endpoint']}.json" if given["endpoint"] else "",
+        ray=settings.ray_argument,
+        kserve=settings.kserve_argument,
+    )
+
+
+def _placed(error: NarrowcastError, where: str) -> NarrowcastError:
+    """The error with the place in front of it, where it does not say so itself."""
+    text = str(error)
+    return NarrowcastError(text if text.startswith(where) else f"{where}: {text}")
