@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 from narrowcast.errors import NarrowcastError
 
-MONTHS = {name: i for i, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}
-DAYS = {name: i for i, name in enumerate("sun mon tue wed thu fri sat".split())}
-NAMES: dict[str, dict[str, int]] = {"month": MONTHS, "weekday": DAYS}
+NAMES = {
+    "month": ("", "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
+}
+"""Of the fields that take names, the name of each number."""
 BOUNDS = {
     "second": (0, 59),
     "minute": (0, 59),
@@ -134,8 +136,10 @@ def _numbers(name: str, field: str, text: str) -> frozenset[int]:
 
 def _number(name: str, given: str, text: str) -> int:
     low, high = BOUNDS[name]
-    names = NAMES.get(name, {})
-    number = names.get(given.lower(), int(given) if given.isdecimal() and given.isascii() else -1)
+    names = NAMES.get(name, ())
+    if given.lower() in names:
+        return names.index(given.lower())
+    number = int(given) if given.isascii() and given.isdecimal() else -1
     if not low <= number <= high:
         hint = {"weekday": ", 0 being Sunday, or sun to sat", "month": " or jan to dec"}.get(name, "")
         raise NarrowcastError(f"cron '{text}': the {name} is '{given}', must be {low} to {high}{hint}")

@@ -15,7 +15,8 @@ from narrowcast.errors import NarrowcastError
 TIMEOUT_SECONDS = (10, 60)
 """To connect, and to wait for an answer."""
 PAGE_SIZE = 100
-TOKEN = "KFP_EXISTING_TOKEN"  # noqa: S105  the variable of kfp's own command line
+TOKEN = "KFP_EXISTING_TOKEN"
+"""The variable that kfp's own command line reads a token from."""
 NO_HOST = (
     "no address of Kubeflow Pipelines: set cluster.host in params.yaml, give --host, or set KF_PIPELINES_ENDPOINT; "
     "`kubectl port-forward --namespace kubeflow svc/ml-pipeline 8888` gives http://localhost:8888"
