@@ -1,6 +1,8 @@
 """A tiny data set with something to learn, and each step's artifact made from it once a session."""
 
+import urllib.request
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,28 @@ def tiny_encoded(tiny_frame, tiny_schema, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("tiny") / "encoded"
     encode(tiny_frame, tiny_schema, target)
     return target
+
+
+@pytest.fixture
+def s3(monkeypatch) -> Iterator[str]:
+    """Address of an empty bucket of a real S3 endpoint, which the environment names."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="narrowcast")
+    yield "s3://narrowcast"
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()  # the servers of one process share their content
+    server.stop()

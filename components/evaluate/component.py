@@ -32,7 +32,7 @@ def evaluate(  # type: ignore[no-untyped-def]
         packed_model: Packed model.
         feature_store: Feast repository.
         plan: The search's plan, with its budget.
-        champion: Folder of the packed model now deployed, or empty.
+        champion: Folder of the packed model now deployed, address of the endpoint's state, or empty.
         max_auc_loss: AUC that the packed model may lose to the full model and to the champion.
         max_latency_ms: Median milliseconds that ranking the sample request's candidates may take over HTTP.
         seed: Seed of the bootstrap.

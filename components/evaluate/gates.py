@@ -16,6 +16,7 @@ from narrowcast.components.data.encoded import EncodedData, Split
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.evaluate import served
 from narrowcast.components.evaluate.bootstrap import auc_difference_interval
+from narrowcast.components.evaluate.champion import champion_folder
 from narrowcast.components.evaluate.scores import (
     Attempt,
     NoChampionError,
@@ -27,7 +28,7 @@ from narrowcast.components.evaluate.scores import (
 from narrowcast.components.serve import process
 from narrowcast.components.train.metrics import all_metrics, auc, calibration_curve
 from narrowcast.components.train.plan import Plan
-from narrowcast.records import StepRecord, read_json, write_json, writing_directory
+from narrowcast.records import StepRecord, digest, read_json, write_json, writing_directory
 
 SERVED_BOUND = 1e-6
 """Largest difference in probability between the packed model in this process and over HTTP (our choice)."""
@@ -65,13 +66,14 @@ def evaluate(
     rows = rows.set_index("row_id", drop=False).loc[test.row_id_B]
     packed = Path(packed_model)
     budget = read_json(Path(plan) / "search.json")["budget_bytes"]
-    with Console(stderr=True).status("Scoring the test rows"):
+    with Console(stderr=True).status("Scoring the test rows"), champion_folder(champion) as serving:
         scores = {
             "full": Attempt(lambda: checkpoint_scores(full_model, test)),
             "compact": Attempt(lambda: checkpoint_scores(compact_model, test)),
             "packed": Attempt(lambda: packed_scores(packed_model, test)),
-            "champion": Attempt(lambda: champion_scores(champion, packed_model, rows)),
+            "champion": Attempt(lambda: champion_scores(serving, packed_model, rows)),
         }
+        champion_md5 = digest(serving) if serving and Path(serving).is_dir() else None
         gates = [
             _gate("quality_full", max_auc_loss, lambda: _quality_full(test, scores)),
             _gate("quality_champion", max_auc_loss, lambda: _quality_champion(test, scores, seed)),
@@ -92,6 +94,7 @@ def evaluate(
         "passed": all(gate.passed for gate in gates),
         "gates": [asdict(gate) for gate in gates],
         "metrics": metrics,
+        "champion_md5": champion_md5,
         "calibration_curve": [] if curve.failure else curve.get(),
         "latency_ms": latency_ms,
         "bytes": {

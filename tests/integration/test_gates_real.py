@@ -2,10 +2,15 @@
 
 import shutil
 
+import pytest
+
+from narrowcast import objects
+from narrowcast.components.evaluate.champion import champion_folder
 from narrowcast.components.evaluate.gates import evaluate
 from narrowcast.components.evaluate.served import PARITY_ROWS
 from narrowcast.components.serve import process
-from narrowcast.records import StepRecord, read_json, write_json
+from narrowcast.errors import NarrowcastError
+from narrowcast.records import StepRecord, digest, read_json, write_json
 
 GATES = {"quality_full", "quality_champion", "bytes", "parity_packed", "latency", "parity_served", "server"}
 
@@ -55,6 +60,21 @@ def test_a_good_model_passes_every_gate(tiny_run, tmp_path, monkeypatch):
     assert read_json(tmp_path / "evaluation" / "metrics.json")["auc_full"] == result["metrics"]["full"]["auc"]
     assert len(started) == 1
     assert not process.is_running(started[0].pid)
+
+
+def test_a_champion_on_object_storage_is_the_one_that_serves_by_now(tiny_run, tmp_path, s3):
+    state, model = f"{s3}/home/endpoints/default.json", f"{s3}/home/endpoints/default/1/model"
+    with champion_folder(state) as folder:
+        assert folder == "", "nothing is deployed"
+    objects.put(tiny_run.packed_model, model)
+    objects.write_json(state, {"model_path": model})
+    result, gates = judge(tiny_run, tmp_path / "evaluation", champion=state)
+    assert gates["quality_champion"]["value"] == 0.0
+    assert result["champion_md5"] == digest(tiny_run.packed_model)
+    objects.delete(model)
+    with pytest.raises(NarrowcastError, match=f"cannot read {model}"):
+        judge(tiny_run, tmp_path / "again", champion=state)
+    assert not (tmp_path / "again").exists(), "no model is judged as if nothing served"
 
 
 def test_a_damaged_model_fails_its_gates_and_the_step_ends_well(tiny_run, tmp_path):

@@ -8,23 +8,8 @@ from narrowcast.records import digest
 
 
 @pytest.fixture(params=["folder", "s3"])
-def home(request, tmp_path, monkeypatch):
-    if request.param == "folder":
-        yield str(tmp_path / "home")
-        return
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="narrowcast")
-    yield "s3://narrowcast/home"
-    server.stop()
+def home(request, tmp_path):
+    return str(tmp_path / "home") if request.param == "folder" else request.getfixturevalue("s3") + "/home"
 
 
 @pytest.fixture
