@@ -109,6 +109,8 @@ def snapshot(
 ) -> None:
     """Version raw data with DVC, push it to the default remote and print its md5.
 
+    From then on `latest:NAME`, with the folder's name, means this version on that remote.
+
     Example: `narrowcast data snapshot data/raw/ml_100k`
     """
     from narrowcast.components.data.versions import snapshot as work
@@ -118,19 +120,21 @@ def snapshot(
 
 @data.command()
 def checkout(
-    version: Annotated[str, typer.Argument(help="md5 that `snapshot` printed.")],
+    version: Annotated[str, typer.Argument(help="md5 that `snapshot` printed, or `latest:NAME`.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     remote: Annotated[str, typer.Option(help="DVC remote; default: the checkout's own.")] = "",
 ) -> None:
     """Fetch one version of raw data from the DVC remote; needs no Git.
 
     Example: `narrowcast data checkout 1f0a...dir data/raw/old`
+
+    Example: `narrowcast data checkout latest:shop data/raw/shop --remote s3://narrowcast/data`
     """
     from narrowcast.components.data.versions import checkout as work
     from narrowcast.pipelines.parameters import remote_address
 
-    work(version, remote_address(remote, Path.cwd()), target)
-    out.print(f"version {version} lies in {target}", soft_wrap=True)
+    fetched = work(version, remote_address(remote, Path.cwd()), target)
+    out.print(f"version {fetched} lies in {target}", soft_wrap=True)
 
 
 @data.command()

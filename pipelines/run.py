@@ -21,11 +21,15 @@ def run(values: dict[str, Any], *, root: Path, console: Console, use_cache: bool
     """Run the training pipeline on this machine and write its manifest. `values` as `parameters.load` gives them.
 
     Raises NarrowcastError with the failed step's sentence, after the manifest of the failed run is written; and before
-    any step for parameters that no data could make right.
+    any step for parameters that no data could make right. `latest:<name>` becomes the version that it means now, so
+    that the cache and the manifest know the run by its data.
     """
+    from narrowcast.components.data.versions import resolved
+
     parameters.refuse_early(values)
     home = parameters.home_folder(root).resolve()
     arguments = parameters.complete(values, home=str(home), root=root)
+    arguments["data_version"] = resolved(arguments["data_version"], arguments["data_remote"])
     arguments["champion"] = _champion(arguments, home)
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -10,7 +10,7 @@ def checkout(data_version: str, data_remote: str, raw: dsl.Output[dsl.Dataset]):
     """Fetch one version of the raw data from the DVC remote.
 
     Args:
-        data_version: md5 that `narrowcast data snapshot` printed.
+        data_version: md5 that `narrowcast data snapshot` printed, or `latest:<name>`, the last one of that folder.
         data_remote: Address or folder of the DVC remote.
         raw: The raw files as they were when the snapshot was taken.
     """

@@ -1,28 +1,28 @@
 """Versions of raw data: a folder's DVC md5, taken in a Git and DVC checkout, fetched again wherever its remote is."""
 
 import json
-import re
 import subprocess
 from pathlib import Path
 
 import yaml
 from dvc.exceptions import DvcException
-from dvc.fs import get_cloud_fs
 from dvc.repo import Repo
 from rich.console import Console
 from rich.progress import track
 
+from narrowcast.components.data import latest
+from narrowcast.components.data.remote_errors import one_line
+from narrowcast.components.data.remotes import Remote, dvc_config
 from narrowcast.errors import NarrowcastError
-from narrowcast.records import StepRecord, digest, writing_directory
-
-FOLDER_VERSION = re.compile(r"[0-9a-f]{32}\.dir")
+from narrowcast.records import StepRecord, writing_directory
 
 
 def snapshot(path: Path, *, commit: bool = True, message: str | None = None) -> str:
     """Take the folder `path` as it is now: pointer file by DVC, content to the default remote, pointer to Git.
 
-    Returns the version, `<md5>.dir`. Only the pointer `<path>.dvc` is committed (and DVC's `.gitignore` beside it),
-    only where it changed and only once the remote holds the content, so that every committed version can be fetched.
+    Returns the version, `<md5>.dir`, which `latest:<name of the folder>` means from then on. Only the pointer
+    `<path>.dvc` is committed (and DVC's `.gitignore` beside it), only where it changed and only once the remote holds
+    the content, so that every committed version can be fetched.
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -34,42 +34,49 @@ def snapshot(path: Path, *, commit: bool = True, message: str | None = None) -> 
         raise NarrowcastError(f"cannot take a snapshot of {path}: {mend}")
     if not any(file.is_file() for file in path.rglob("*")):
         raise NarrowcastError(f"cannot take a snapshot of {path}: it holds no files; put the raw data there first")
-    remote = default_remote(path)
+    remote = Remote(default_remote(path.parent), root=path.parent, writing=True)
     try:
         with Repo(Repo.find_root(str(path))) as repo:
             repo.scm_context.quiet = True  # no advice to run `git add`
             repo.add([str(path)])
-            repo.push([str(_pointer(path))])
-    except (DvcException, OSError, ImportError) as error:
-        raise NarrowcastError(f"DVC could not keep {path} on remote {remote}: {_reason(error)}") from None
+            with remote.pushing():
+                repo.push([str(_pointer(path))])
+    except (DvcException, OSError) as error:
+        raise NarrowcastError(f"DVC could not take {path}: {one_line(error)}") from None
     version = recorded_version(path)
+    latest.write(remote, path.name, version)
     if commit:
         _commit(_pointer(path), message or f"Data version {version} of {path.name}")
     return version
 
 
-def checkout(version: str, remote: str, target: str | Path) -> None:
+def checkout(version: str, remote: str, target: str | Path) -> str:
     """Fetch the folder of one version from a DVC remote (address or folder) into `target`, every file's md5 checked.
 
-    Needs no Git or DVC checkout; credentials of an address come from the environment.
+    `version` is what `snapshot` returned, or `latest:<name>`. Returns the version fetched, which `step.json` holds too.
+    Needs no Git or DVC checkout; settings of the remote are found as `Remote` says.
     """
-    if not FOLDER_VERSION.fullmatch(version):
-        raise NarrowcastError(
-            f"'{version}' is no data version: give the '<32 hexadecimal digits>.dir' that `narrowcast data snapshot` "
-            "prints"
-        )
-    store = _Remote(remote)
+    store = Remote(remote)
+    found = latest.resolve(version, store)
+    console = Console(stderr=True)
+    if found != version:
+        console.print(f"{version} is data version {found}", soft_wrap=True)
     with writing_directory(target) as folder:
         listing = folder / ".listing"
-        store.fetch(version, listing, version)
+        store.fetch(found, listing, found)
         entries = json.loads(listing.read_text())
         listing.unlink()
-        console = Console(stderr=True)
         for entry in track(entries, "fetching data", console=console, transient=True, disable=not console.is_terminal):
-            store.fetch(entry["md5"], folder / entry["relpath"], version)
+            store.fetch(entry["md5"], folder / entry["relpath"], found)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         metrics = {"files": float(len(entries)), "bytes": float(size)}
-        StepRecord(step="checkout", rows_in=0, rows_out=0, metrics=metrics, details={"version": version}).save(folder)
+        StepRecord(step="checkout", rows_in=0, rows_out=0, metrics=metrics, details={"version": found}).save(folder)
+    return found
+
+
+def resolved(version: str, remote: str) -> str:
+    """The version that `latest:<name>` means now on the remote at that address; any other `version` as it is."""
+    return latest.resolve(version, Remote(remote)) if version.startswith(latest.PREFIX) else version
 
 
 def recorded_version(path: Path) -> str:
@@ -81,7 +88,7 @@ def recorded_version(path: Path) -> str:
         version = yaml.safe_load(pointer.read_text())["outs"][0]["md5"]
     except (yaml.YAMLError, KeyError, IndexError, TypeError):
         version = ""
-    if not FOLDER_VERSION.fullmatch(str(version)):
+    if not latest.FOLDER_VERSION.fullmatch(str(version)):
         raise NarrowcastError(
             f"{pointer} records no folder's md5: restore it from Git, or run `narrowcast data snapshot {path}` again"
         )
@@ -89,54 +96,19 @@ def recorded_version(path: Path) -> str:
 
 
 def default_remote(root: Path) -> str:
-    """Address, or absolute folder, of the default remote of the DVC checkout that `root` lies in."""
-    try:
-        with Repo(Repo.find_root(str(root))) as repo:
-            name = repo.config["core"].get("remote")
-            if name and name in repo.config["remote"]:
-                return str(repo.config["remote"][name]["url"])
-            raise NarrowcastError(
-                f"the DVC checkout {repo.root_dir} has no default remote: run `dvc remote add --default NAME ADDRESS`"
-            )
-    except DvcException as error:
+    """Address, or absolute folder, of the default remote of the DVC checkout that `root` lies in, or of the user."""
+    config = dvc_config(root)
+    name = config["core"].get("remote")
+    if name in config["remote"]:
+        return str(config["remote"][name]["url"])
+    if config.dvc_dir is None:
         raise NarrowcastError(
-            f"{root} does not lie in a DVC checkout ({_reason(error)}): run `git init` and `dvc init` in its project"
-        ) from None
-
-
-class _Remote:
-    """Objects of a DVC 3 remote by md5: `<address>/files/md5/<first two digits>/<the others>`."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        try:
-            cls, config, self.root = get_cloud_fs(None, url=address)
-            self.fs = cls(**config)
-        except (DvcException, ImportError) as error:
-            raise NarrowcastError(f"cannot use DVC remote {address}: {_reason(error)}") from None
-        if self.fs.protocol == "local" and not Path(self.root).is_dir():
-            raise NarrowcastError(
-                f"DVC remote {address} does not exist: take a snapshot here, or name the remote that holds the data"
-            )
-
-    def fetch(self, md5: str, target: Path, version: str) -> None:
-        """Write one object to `target`; `version` is what a reader of the error needs to know."""
-        source = self.fs.join(self.root, "files", "md5", md5[:2], md5[2:])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.fs.get_file(source, str(target))
-        except FileNotFoundError:
-            raise NarrowcastError(
-                f"data version {version} is not whole on DVC remote {self.address} (object {md5} is missing): "
-                "run `dvc push` in the checkout where its snapshot was taken"
-            ) from None
-        except Exception as error:  # each kind of remote has its client's own exceptions
-            raise NarrowcastError(f"cannot read DVC remote {self.address}: {_reason(error)}") from None
-        if digest(target) != md5.removesuffix(".dir"):
-            raise NarrowcastError(
-                f"object {md5} of data version {version} is damaged on DVC remote {self.address}: delete it there and "
-                "run `dvc push` in the checkout where its snapshot was taken"
-            )
+            f"{root} does not lie in a DVC checkout: name the remote, or run `git init` and `dvc init` in its project"
+        )
+    raise NarrowcastError(
+        f"the DVC checkout {Path(config.dvc_dir).parent} has no default remote: run `dvc remote add --default NAME "
+        "ADDRESS`"
+    )
 
 
 def _commit(pointer: Path, message: str) -> None:
@@ -164,7 +136,3 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _pointer(path: Path) -> Path:
     return path.with_name(path.name + ".dvc")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -17,9 +17,11 @@ def write_report(
     """Write the page of a run to the file `target`.
 
     `artifacts` gives every step's artifact folder by step name. Files that are missing are named on the page in place
-    of what they would show. Equal inputs give equal bytes. Raises NarrowcastError for a file that cannot be read.
+    of what they would show. The data version is the one that was fetched; `data_version` where there is no record of
+    that. Equal inputs give equal bytes. Raises NarrowcastError for a file that cannot be read.
     """
     run = Run.read(artifacts)
+    fetched = run.records["checkout"]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -30,7 +32,7 @@ def write_report(
     environment.globals |= {"v": values}
     page = environment.get_template("page.html").render(
         schema=schema,
-        data_version=data_version,
+        data_version=fetched.details["version"] if fetched else data_version,
         git_commit=git_commit,
         run=run,
         headline=story.headline(run),

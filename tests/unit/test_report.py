@@ -63,7 +63,8 @@ def write_run(folder: Path) -> dict[str, str]:
         taken, given = rows[step]
         refused = {"column 'age' has values over 120": taken - given} if taken != given else {}
         metrics = {"stored_bytes": 12345.0, "ratio": 9.87} if step == "compact" else {}
-        details = {"rows": splits, "positives": {k: n // 2 for k, n in splits.items()}} if step == "encode" else {}
+        shares = {"rows": splits, "positives": {k: n // 2 for k, n in splits.items()}}
+        details = {"encode": shares, "checkout": {"version": MD5}}.get(step, {})
         record = StepRecord(step=step, rows_in=taken, rows_out=given, refused=refused, metrics=metrics, details=details)
         record.save(folder / step)
         written = read_json(folder / step / "step.json")
@@ -228,7 +229,8 @@ def run(finished_run, tmp_path) -> dict[str, str]:
 
 def render(artifacts: dict[str, str], folder: Path, schema: Schema | None = None) -> str:
     schema = schema or Schema.load("ml_100k")
-    write_report(artifacts, schema, data_version=MD5, git_commit="ba23b87" * 5, target=folder / "page" / "report.html")
+    target = folder / "page" / "report.html"
+    write_report(artifacts, schema, data_version="latest:shop", git_commit="ba23b87" * 5, target=target)
     return (folder / "page" / "report.html").read_text()
 
 
@@ -359,6 +361,14 @@ def test_a_model_that_cannot_be_measured(run, tmp_path):
     text = Outline(render(run, tmp_path)).text
     assert "The compact model could not be measured; it is not deployed" in text
     assert "nothing serves" in text
+
+
+def test_the_version_that_was_fetched_is_told(run, tmp_path):
+    text = Outline(render(run, tmp_path)).text
+    assert MD5 in text
+    assert "latest:shop" not in text
+    shutil.rmtree(run["checkout"])
+    assert "latest:shop" in Outline(render(run, tmp_path)).text
 
 
 @pytest.mark.parametrize("step", STEPS)

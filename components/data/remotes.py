@@ -1,0 +1,127 @@
+"""A DVC remote, with the settings that DVC's own config has for its address, read and written file by file."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+from dvc.config import Config
+from dvc.exceptions import DvcException
+from dvc.fs import get_cloud_fs
+from dvc.repo import Repo
+
+from narrowcast.components.data import remote_kinds  # noqa: F401  DVC takes its S3 and SSH
+from narrowcast.components.data.remote_errors import is_no_bucket, sentence
+from narrowcast.errors import NarrowcastError
+from narrowcast.records import digest
+
+
+class Remote:
+    """The remote at an address (`s3://bucket/prefix`, `ssh://user@host:port/folder`, or a folder).
+
+    Settings come from the remote of that address in the DVC config of the checkout around `root`, of the user or of the
+    machine, where there is one, and from the environment. It is reached at once; a folder that is not there is refused
+    unless it is for `writing`. Every failure is a NarrowcastError of one sentence.
+    """
+
+    def __init__(self, address: str, *, root: Path | None = None, writing: bool = False) -> None:
+        self.address = address
+        with self._told("use"):
+            config = dvc_config(root)
+            known = [name for name, remote in config["remote"].items() if _same(str(remote["url"]), address)]
+            kind, settings, self.root = get_cloud_fs(config, **({"name": known[0]} if known else {"url": address}))
+            self.fs = kind(**settings)
+            _ = self.fs.fs  # SSH connects
+        if self.fs.protocol == "local" and not writing and not Path(self.root).is_dir():
+            raise NarrowcastError(
+                f"DVC remote {address} does not exist: take a snapshot here, or name the remote that holds the data"
+            )
+        if writing:
+            self.names("")  # S3 lets us in
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy the file `path` to `target`. Raises FileNotFoundError where it is not there."""
+        with self._told("read", missing_passes=True):
+            self.fs.get_file(self._place(path), str(target))
+
+    def read(self, path: str) -> str:
+        """The text of the file `path`. Raises FileNotFoundError where it is not there."""
+        with self._told("read", missing_passes=True), self.fs.open(self._place(path), "rb") as stream:
+            content: bytes = stream.read()
+        return content.decode(errors="replace")
+
+    def write(self, path: str, text: str) -> None:
+        """Write the file `path`, whole or not at all."""
+        with self._told("write to"):
+            self.fs.put_file(BytesIO(text.encode()), self._place(path))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in `folder`, sorted; none where it is not there."""
+        with contextlib.suppress(FileNotFoundError), self._told("read", missing_passes=True):
+            return sorted(self.fs.name(path) for path in self.fs.ls(self._place(folder), detail=False))
+        return []
+
+    def fetch(self, md5: str, target: Path, version: str) -> None:
+        """Copy the object of that md5 to `target` and check it; `version` is what a reader of the error needs to know.
+
+        Objects lie in `files/md5/<first two digits>/<the others>`, as DVC 3 keeps them.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.download(f"files/md5/{md5[:2]}/{md5[2:]}", target)
+        except FileNotFoundError:
+            raise NarrowcastError(
+                f"data version {version} is not whole on DVC remote {self.address} (object {md5} is missing): "
+                "run `dvc push` in the checkout where its snapshot was taken"
+            ) from None
+        if digest(target) != md5.removesuffix(".dir"):
+            raise NarrowcastError(
+                f"object {md5} of data version {version} is damaged on DVC remote {self.address}: delete it there and "
+                "run `dvc push` in the checkout where its snapshot was taken"
+            )
+
+    @contextlib.contextmanager
+    def pushing(self) -> Iterator[None]:
+        """DVC's push inside of this fails with its first object's own reason, which DVC only logs."""
+        failures: list[BaseException] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: failures.extend(record.exc_info[1:2] if record.exc_info else ())  # type: ignore
+        loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
+        for logger in loggers:
+            logger.addHandler(handler)
+        try:
+            yield
+        except Exception as error:  # each kind of remote has its client's own exceptions
+            raise NarrowcastError(sentence(failures[0] if failures else error, self.address, "push to")) from None
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+
+    def _place(self, path: str) -> str:
+        return str(self.fs.join(self.root, *path.split("/")))
+
+    @contextlib.contextmanager
+    def _told(self, what: str, *, missing_passes: bool = False) -> Iterator[None]:
+        """Turn a client's exception into its sentence; a missing file's, but no missing bucket's, may pass."""
+        try:
+            yield
+        except NarrowcastError:
+            raise
+        except Exception as error:  # each kind of remote has its client's own exceptions
+            if missing_passes and isinstance(error, FileNotFoundError) and not is_no_bucket(error):
+                raise
+            raise NarrowcastError(sentence(error, self.address, what)) from None
+
+
+def dvc_config(root: Path | None = None) -> Config:
+    """DVC's config of the checkout around `root` (the working directory if None), of the user and of the machine."""
+    try:
+        folder = Repo.find_dvc_dir(None if root is None else str(root))
+    except DvcException:
+        folder = None
+    return Config(folder)
+
+
+def _same(one: str, other: str) -> bool:
+    return one.rstrip("/") == other.rstrip("/")
