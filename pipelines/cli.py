@@ -13,7 +13,9 @@ from rich.table import Table
 
 from narrowcast import __version__
 from narrowcast.errors import NarrowcastError
+from narrowcast.pipelines import cluster_cli
 from narrowcast.pipelines.data_cli import data
+from narrowcast.pipelines.options import Json, Params, Set, changes
 
 app = typer.Typer(
     help="From versioned clicks to the smallest click model that keeps its quality, validated, searched and serving.",
@@ -23,12 +25,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
+app.add_typer(cluster_cli.schedule, name="schedule")
+for verb in (cluster_cli.submit, cluster_cli.status, cluster_cli.logs, cluster_cli.cancel):
+    app.command()(verb)
 
-Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", "-S", metavar="NAME=VALUE", help="Change one parameter; repeatable.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Endpoint = Annotated[str, typer.Option(help="Name of the endpoint.")]
 
 out = Console()
@@ -48,16 +48,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _changes(given: list[str] | None) -> dict[str, str]:
-    changes: dict[str, str] = {}
-    for item in given or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise NarrowcastError(f"--set {item}: write it as NAME=VALUE, such as --set epochs=3")
-        changes[name.strip()] = value.strip()
-    return changes
 
 
 @app.command()
@@ -83,16 +73,16 @@ def run(
     from narrowcast.records import read_json
 
     root = Path.cwd()
-    changes = _changes(set_)
+    changed = changes(set_)
     if schema:
-        changes["schema"] = schema
+        changed["schema"] = schema
     if data:
-        changes["data_version"] = snapshot(data)
-    elif schema and "data_version" not in changes:
-        changes["data_version"] = recorded_version(root / "data" / "raw" / Schema.load(schema).name)
+        changed["data_version"] = snapshot(data)
+    elif schema and "data_version" not in changed:
+        changed["data_version"] = recorded_version(root / "data" / "raw" / Schema.load(schema).name)
     if no_deploy:
-        changes["endpoint"] = ""
-    made = work(parameters.load(params, changes), root=root, console=note, use_cache=not no_cache)
+        changed["endpoint"] = ""
+    made = work(parameters.load(params, changed), root=root, console=note, use_cache=not no_cache)
     home = parameters.home_folder(root).resolve()
     report = home / "runs" / made.run_id / "report.html"
     if as_json:
@@ -149,7 +139,7 @@ def step(
 
     graph.step(name)
     root = Path.cwd()
-    values = parameters.load(params, _changes(set_))
+    values = parameters.load(params, changes(set_))
     home = parameters.home_folder(root).resolve()
     champion = champion_folder(home, values["endpoint"]) if name == "evaluate" else ""
     graph.call(name, parameters.complete(values, home=str(home), root=root, champion=champion), folder)
@@ -176,7 +166,7 @@ def compile_(
     from narrowcast.pipelines import cluster_settings
     from narrowcast.pipelines.placement import write_package
 
-    write_package(cluster_settings.load(params, _changes(set_)), output)
+    write_package(cluster_settings.load(params, changes(set_)), output)
     out.print(f"wrote {output}")
 
 
@@ -282,7 +272,7 @@ def rank(
     else:
         items = [item.strip() for item in candidates.split(",") if item.strip()]
     home = parameters.home_folder(Path.cwd()).resolve()
-    found = ranking(user, items, endpoint=endpoint, home=home, context=_changes(context))
+    found = ranking(user, items, endpoint=endpoint, home=home, context=changes(context))
     if as_json:
         print(json.dumps([{"item": item, "probability": probability} for item, probability in found.items], indent=1))
         return

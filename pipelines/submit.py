@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from narrowcast.pipelines.cluster_request import Request, place
 from narrowcast.pipelines.kfp_client import KFP
-from narrowcast.pipelines.requests import Request, place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
