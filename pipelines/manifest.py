@@ -69,7 +69,7 @@ class Run:
             raise NarrowcastError(f"{path} is no whole run manifest ({error}): give the run.json of a run") from None
 
 
-PLACES = frozenset({"home", "data_remote", "champion", "git_commit"})
+PLACES = frozenset({"home", "data_remote", "champion", "git_commit", "ray", "kserve"})
 
 
 def machine() -> dict[str, Any]:
