@@ -44,6 +44,7 @@ def search(  # type: ignore[no-untyped-def]
         ray: Where to search, see `RaySettings`: empty, in the step; else on a Ray cluster that KubeRay makes for it.
         plan: plan.json and the trials.
     """
+    given = dict(locals())
     from narrowcast.step import step
 
     with step("search"):
@@ -63,4 +64,9 @@ def search(  # type: ignore[no-untyped-def]
             num_trials=num_trials,
             num_workers=num_workers,
         )
-        search_plan(encoded.path, config, plan.path)
+        if ray:
+            from narrowcast.components.train.rayjob import run_step
+
+            run_step("narrowcast.components.search.component:search", given, outputs=["plan"], ray=ray)
+        else:
+            search_plan(encoded.path, config, plan.path)

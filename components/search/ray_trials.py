@@ -1,12 +1,15 @@
 """Trials side by side on Ray."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.search.registry import Problem
 from narrowcast.components.search.trial import Outcome, Trial, run_trial
+from narrowcast.components.train.job_files import address_of, local_copy
 from narrowcast.components.train.ray_session import ray_session
 from narrowcast.errors import NarrowcastError
 
@@ -20,18 +23,23 @@ def run_on_ray(
     """
     outcomes: dict[int, Outcome] = {}
     with ray_session(num_workers):
-        task = ray.remote(num_cpus=1, max_retries=2)(run_trial)
-        shared = ray.put(problem)
+        task = ray.remote(num_cpus=1, max_retries=2)(_run)
+        shared, encoded = ray.put(problem), address_of(problem.data.directory)
         waiting = list(enumerate(trials))
         running: dict[ray.ObjectRef, int] = {}
         while waiting or running:
             while waiting and len(running) < num_workers:
                 position, trial = waiting.pop(0)
-                running[task.remote(shared, method, trial)] = position
+                running[task.remote(shared, encoded, method, trial)] = position
             finished, _ = ray.wait(list(running), num_returns=1)
             outcomes[running.pop(finished[0])] = _result(finished[0])
             on_done()
     return [outcomes[position] for position in range(len(trials))]
+
+
+def _run(problem: Problem, encoded: str, method: str, trial: Trial) -> Outcome:
+    """The trial on the machine that Ray has chosen, and on its copy of the data."""
+    return run_trial(replace(problem, data=EncodedData(local_copy(encoded))), method, trial)
 
 
 def _result(reference: "ray.ObjectRef[Outcome]") -> Outcome:

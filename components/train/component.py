@@ -38,6 +38,7 @@ def train(  # type: ignore[no-untyped-def]
         ray: Where to train, see `RaySettings`: empty, in the step; else on a Ray cluster that KubeRay makes for it.
         full_model: Checkpoint: weights, plan and metrics.
     """
+    given = dict(locals())
     from narrowcast.step import step
 
     with step("train"):
@@ -53,7 +54,12 @@ def train(  # type: ignore[no-untyped-def]
             num_workers=num_workers,
             seed=seed,
         )
-        train_full(encoded.path, config, full_model.path, width=width, inner_width=inner_width)
+        if ray:
+            from narrowcast.components.train.rayjob import run_step
+
+            run_step("narrowcast.components.train.component:train", given, outputs=["full_model"], ray=ray)
+        else:
+            train_full(encoded.path, config, full_model.path, width=width, inner_width=inner_width)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -87,6 +93,7 @@ def retrain(  # type: ignore[no-untyped-def]
         ray: Where to train, see `RaySettings`: empty, in the step; else on a Ray cluster that KubeRay makes for it.
         compact_model: Checkpoint: weights, plan and metrics.
     """
+    given = dict(locals())
     from narrowcast.step import step
 
     with step("retrain"):
@@ -102,4 +109,9 @@ def retrain(  # type: ignore[no-untyped-def]
             num_workers=num_workers,
             seed=seed,
         )
-        train_from_plan(encoded.path, plan.path, config, compact_model.path)
+        if ray:
+            from narrowcast.components.train.rayjob import run_step
+
+            run_step("narrowcast.components.train.component:retrain", given, outputs=["compact_model"], ray=ray)
+        else:
+            train_from_plan(encoded.path, plan.path, config, compact_model.path)

@@ -13,32 +13,44 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device
 
 from narrowcast.components.data.encoded import EncodedData
 from narrowcast.components.train.fit import TrainConfig, fit, fresh_state
+from narrowcast.components.train.job_files import address_of, job_folder, local_copy
 from narrowcast.components.train.model import CTRModel
 from narrowcast.components.train.plan import Plan, demand_roundable
 from narrowcast.components.train.ray_session import ray_session
 from narrowcast.components.train.state import TrainState
 from narrowcast.components.train.workers import Workers
 from narrowcast.errors import NarrowcastError
+from narrowcast.objects import filesystem
 
 MAX_FAILURES = 3
 """How often the workers are started again before the run is given up."""
-PROGRESS = "progress.txt"
-REFUSAL = "refusal.txt"
+LINES = "lines"
+"""Key of the printed lines in what a worker reports."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What every worker is told. `folder` is one that all of them and this process can write."""
+    """What every worker is told. `encoded` is an address that all of them can read."""
 
     encoded: str
-    folder: str
     plan: Plan
     config: TrainConfig
+
+
+class Lines(UserCallback):
+    """Appends the lines that the first worker reports to a file of this process's machine, where Ray runs it too."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        with self.path.open("a") as stream:
+            stream.writelines(f"{line}\n" for line in metrics[0][LINES])
 
 
 def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
@@ -57,11 +69,13 @@ def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
     if config.quantisation_aware:
         demand_roundable(plan)
     folder = Path(tempfile.mkdtemp(prefix="narrowcast-train-"))
-    job = Job(encoded=str(data.directory.resolve()), folder=str(folder), plan=plan, config=config)
+    job = Job(encoded=address_of(data.directory), plan=plan, config=config)
+    store, path = filesystem(job_folder("train") or folder)
+    lines = folder / "lines.txt"
     try:
-        with ray_session(config.num_workers), _printing(folder / PROGRESS), _interrupt_handler_kept():
+        with ray_session(config.num_workers), _printing(lines), _interrupt_handler_kept():
             trainer = TorchTrainer(
-                _work,
+                _work,  # type: ignore[arg-type]  # it may return a value
                 train_loop_config={"job": job},
                 scaling_config=ScalingConfig(
                     num_workers=_num_workers(config),
@@ -69,14 +83,16 @@ def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
                 ),
                 run_config=RunConfig(
                     name="run",
-                    storage_path=str(folder),
+                    storage_path=path,
+                    storage_filesystem=store,
+                    callbacks=[Lines(lines)],  # type: ignore[list-item]  # an older kind is declared
                     failure_config=FailureConfig(max_failures=MAX_FAILURES),
                     checkpoint_config=CheckpointConfig(num_to_keep=1),
                 ),
             )
-            result = trainer.fit()
-        if (folder / REFUSAL).exists():
-            raise NarrowcastError((folder / REFUSAL).read_text())
+            result: Any = trainer.fit()
+        if result.return_value:
+            raise NarrowcastError(result.return_value)
         assert result.checkpoint is not None
         state = _fresh_state(data, job, torch.device("cpu"))
         with result.checkpoint.as_directory() as directory:
@@ -89,15 +105,12 @@ def ray_fit(data: EncodedData, plan: Plan, config: TrainConfig) -> TrainState:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _work(settings: dict[str, Job]) -> None:
-    """The body of one worker."""
+def _work(settings: dict[str, Job]) -> str | None:
+    """The body of one worker; returns why it refuses, if it does."""
     job = settings["job"]
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), size=context.get_world_size())
-
-    def tell(line: str) -> None:
-        with (Path(job.folder) / PROGRESS).open("a") as stream:
-            stream.write(line + "\n")
+    lines: list[str] = []
 
     def report(state: TrainState) -> None:
         whole = _whole(state, job.config)
@@ -106,14 +119,17 @@ def _work(settings: dict[str, Job]) -> None:
             return
         with tempfile.TemporaryDirectory() as directory:
             whole.save(Path(directory))
-            ray.train.report(dict(whole.curves[-1]), checkpoint=Checkpoint.from_directory(directory))
+            metrics = {**whole.curves[-1], LINES: list(lines)}
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
+        lines.clear()
 
-    data = EncodedData(job.encoded)
+    data = EncodedData(local_copy(job.encoded))
     state = _state(data, job, get_device())
     try:
-        fit(data, job.plan, job.config, state=state, workers=workers, on_epoch=report, tell=tell)
+        fit(data, job.plan, job.config, state=state, workers=workers, on_epoch=report, tell=lines.append)
     except NarrowcastError as error:  # starting again would end the same way
-        (Path(job.folder) / REFUSAL).write_text(str(error))
+        return str(error)
+    return None
 
 
 def _state(data: EncodedData, job: Job, device: torch.device) -> TrainState:

@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 from narrowcast.components.train.config import ModelConfig
 from narrowcast.components.train.fit import TrainConfig
-from narrowcast.components.train.ray_session import DEFAULTS, OBJECT_STORE_BYTES
+from narrowcast.components.train.ray_defaults import DEFAULTS, OBJECT_STORE_BYTES
 from narrowcast.components.train.run import train_full
 
 CONFIG = TrainConfig(
