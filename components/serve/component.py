@@ -29,6 +29,12 @@ def deploy(  # type: ignore[no-untyped-def]
     from narrowcast.step import step
 
     with step("deploy"):
-        from narrowcast.components.serve.deploy import deploy as work
+        if kserve:
+            from narrowcast.components.serve.kserve_deploy import deploy as deploy_on_cluster
 
-        work(packed_model.path, feature_store.path, evaluation.path, endpoint, home, deployment.path)
+            artifacts = packed_model.path, feature_store.path, evaluation.path
+            deploy_on_cluster(*artifacts, endpoint, home, deployment.path, kserve=kserve)
+        else:
+            from narrowcast.components.serve.deploy import deploy as deploy_here
+
+            deploy_here(packed_model.path, feature_store.path, evaluation.path, endpoint, home, deployment.path)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast.components.serve import client, process
+from narrowcast.components.serve.verdict import deployment, refusal
 from narrowcast.errors import NarrowcastError, nearest
-from narrowcast.records import StepRecord, digest, read_json, write_json, writing_directory
+from narrowcast.records import digest, read_json, write_json, writing_directory
 
 Location = str | os.PathLike[str]
 CURRENT = "current"
@@ -57,38 +58,11 @@ def deploy(
 ) -> None:
     """Put a model that passed its gates behind the endpoint, or keep what is there, and write `deployment.json`.
 
-    Without an endpoint's name (as when a run is reproduced) nothing is deployed.
     A model whose server does not answer is no failure of the step: the champion stays and `reason` says why.
     """
-    verdict = read_json(Path(evaluation) / "evaluation.json")
     champion = _find(home, endpoint) if endpoint else None
-    serving, deployed = champion, False
-    if not endpoint:
-        reason = "no endpoint was named, so nothing was to be deployed"
-    elif not verdict["passed"]:
-        failed = [gate["sentence"] for gate in verdict["gates"] if not gate["passed"]]
-        reason = f"gates failed: {'; '.join(failed)}"
-    else:
-        try:
-            serving = replace(endpoint, home, packed_model, feature_store)
-            deployed = serving != champion
-            reason = "every gate passed and the server answered its sample request"
-            if not deployed:
-                reason = f"this model already serves at {serving.url}"
-        except NarrowcastError as error:
-            reason = f"the new model does not answer: {error}"
-    with writing_directory(target) as folder:
-        result = {
-            "endpoint": endpoint,
-            "deployed": deployed,
-            "kept_champion": champion is not None and not deployed,
-            "url": serving.url if serving else None,
-            "model_md5": serving.model_md5 if serving else None,
-            "reason": reason,
-        }
-        write_json(folder / "deployment.json", result)
-        record = StepRecord(step="deploy", rows_in=0, rows_out=0, metrics={"deployed": float(deployed)}, details=result)
-        record.save(folder)
+    refused = refusal(read_json(Path(evaluation) / "evaluation.json"), endpoint)
+    deployment(endpoint, champion, refused, lambda: replace(endpoint, home, packed_model, feature_store)).save(target)
 
 
 def replace(endpoint: str, home: Location, packed_model: Location, feature_store: Location) -> Endpoint:

@@ -140,15 +140,17 @@ def _wait_for(announce: Path, process: "subprocess.Popen[bytes]", log: Path, sec
     deadline = time.monotonic() + seconds
     while not announce.is_file():
         if process.poll() is not None:
-            raise NarrowcastError(f"the server ended before it was ready: {_last_words(log)}")
+            raise NarrowcastError(
+                f"the server ended before it was ready: {last_words(log.read_text(errors='replace'))}"
+            )
         if time.monotonic() > deadline:
             raise NarrowcastError(f"the server was not ready within {seconds:.0f} s: see {log}")
         time.sleep(0.05)
 
 
-def _last_words(log: Path) -> str:
-    """The sentence that the server printed, or its log's last line."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def last_words(log: str) -> str:
+    """The sentence that a program printed, or its log's last line."""
+    lines = [line for line in log.splitlines() if line.strip()]
     sentences = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return sentences[-1] if sentences else lines[-1].strip() if lines else "it said nothing"
 
