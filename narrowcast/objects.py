@@ -75,6 +75,8 @@ def fetch(address: Address, target: Address) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _told("read", address), tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
         store, path = filesystem(address)
+        if store.get_file_info(path).type == fs.FileType.Directory:
+            (Path(beside) / "copy").mkdir()  # copying makes the folders below it alone
         fs.copy_files(path, str(Path(beside) / "copy"), source_filesystem=store, destination_filesystem=_local())
         if target.is_dir():
             shutil.rmtree(target)
