@@ -17,7 +17,7 @@ from narrowcast.pipelines.experiments import experiment_id
 from narrowcast.pipelines.kfp_client import KFP
 from narrowcast.pipelines.uploads import Version, upload, version_name
 
-TYPES = {
+TYPES: dict[str, Any] = {
     "STRING": str,
     "NUMBER_INTEGER": int,
     "NUMBER_DOUBLE": (int, float),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from graphlib import TopologicalSorter
 from typing import Any
 
 from narrowcast.errors import NarrowcastError
@@ -144,10 +145,9 @@ def _order(kfp: KFP, found: Any) -> list[str]:
     if not spec:
         return []
     tasks = spec.get("pipeline_spec", spec)["root"]["dag"]["tasks"]
-    order: list[str] = []
-    while len(order) < len(tasks):
-        order += [n for n in tasks if n not in order and set(tasks[n].get("dependentTasks", ())) <= set(order)]
-    return order
+    return list(
+        TopologicalSorter({name: task.get("dependentTasks", ()) for name, task in tasks.items()}).static_order()
+    )
 
 
 def _steps(found: Any, order: list[str]) -> tuple[Step, ...]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from narrowcast.pipelines.cluster_runs import Run, Step
+from narrowcast.pipelines.cluster_runs import Run
 from narrowcast.pipelines.schedules import Schedule
 
 COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "yellow", "CANCELING": "yellow", "RUNNING": "cyan"}
@@ -69,7 +69,7 @@ def _changes_to(console: Console) -> Callable[[Run], None]:
     known: dict[str, str] = {}
 
     def show(run: Run) -> None:
-        for name, state in [("run", run.state), *((step.name, step.state) for step in run.steps)]:
+        for name, state in [*((step.name, step.state) for step in run.steps), ("run", run.state)]:
             if known.get(name, "WAITING") != state:
                 known[name] = state
                 console.print(f"{datetime.now(UTC):%H:%M:%S} {name} {state.lower()}", highlight=False)
@@ -89,8 +89,3 @@ def _duration(started: datetime | None, finished: datetime | None, ended: bool) 
     minutes, seconds = divmod(max(seconds, 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def step_seconds(step: Step) -> float | None:
-    """How long a step took, None while it has not ended."""
-    return (step.finished - step.started).total_seconds() if step.started and step.finished else None
