@@ -1,5 +1,7 @@
 """What a DVC remote's client raised, as one sentence: what failed, where, and how to mend it."""
 
+import re
+
 NO_BUCKET = "its bucket does not exist: create it, or mend the address"
 NO_CREDENTIALS = (
     "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give DVC's config "
@@ -19,6 +21,7 @@ NO_LOGIN = "the host lets us not in ({reason}): check the user, and the key in D
 BAD_KEY = "the SSH key cannot be used ({reason}): give a key that needs no passphrase, or load it into the agent"
 
 NO_FILE = "{reason}: check the address and, for SSH, DVC's `keyfile`"
+BAD_VALUE = "{reason}: mend AWS_ENDPOINT_URL, or what DVC's config says of the remote"
 
 SENTENCES = {
     "NoSuchBucket": NO_BUCKET,
@@ -45,6 +48,7 @@ SENTENCES = {
     "TimeoutError": UNREACHABLE,
     "gaierror": UNREACHABLE,
     "FileNotFoundError": NO_FILE,
+    "ValueError": BAD_VALUE,
 }
 """By S3's code of an answer, or by the name of an exception's class; so nothing loads a client to read its errors."""
 
@@ -64,8 +68,9 @@ def is_no_bucket(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The exception's words in one line; where it has none, its class's name."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    """The exception's words in one line, endpoints without a request's path; where it has none, its class's name."""
+    text = re.sub(r"(https?://[^/\s\"]+)[^\s\"]*", r"\1", str(error))
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def _names(error: BaseException) -> list[str]:

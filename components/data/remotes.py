@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -38,7 +39,7 @@ class Remote:
                 f"DVC remote {address} does not exist: take a snapshot here, or name the remote that holds the data"
             )
         if writing:
-            self.names("")  # S3 lets us in
+            self.names("")  # S3 answers
 
     def download(self, path: str, target: Path) -> None:
         """Copy the file `path` to `target`. Raises FileNotFoundError where it is not there."""
@@ -47,9 +48,12 @@ class Remote:
 
     def read(self, path: str) -> str:
         """The text of the file `path`. Raises FileNotFoundError where it is not there."""
-        with self._told("read", missing_passes=True), self.fs.open(self._place(path), "rb") as stream:
-            content: bytes = stream.read()
-        return content.decode(errors="replace")
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # opened in place, it is asked for by HEAD, whose refusals are mute
+            copy = Path(folder) / "copy"
+            self.download(path, copy)
+            return copy.read_text(errors="replace")
 
     def write(self, path: str, text: str) -> None:
         """Write the file `path`, whole or not at all."""
@@ -63,40 +67,41 @@ class Remote:
         return []
 
     def fetch(self, md5: str, target: Path, version: str) -> None:
-        """Copy the object of that md5 to `target` and check it; `version` is what a reader of the error needs to know.
-
-        Objects lie in `files/md5/<first two digits>/<the others>`, as DVC 3 keeps them.
-        """
+        """Copy the object of that md5, a part of `version`, to `target` and check it."""
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.download(f"files/md5/{md5[:2]}/{md5[2:]}", target)
+            self.download(object_path(md5), target)
         except FileNotFoundError:
-            raise NarrowcastError(
-                f"data version {version} is not whole on DVC remote {self.address} (object {md5} is missing): "
-                "run `dvc push` in the checkout where its snapshot was taken"
-            ) from None
-        if digest(target) != md5.removesuffix(".dir"):
-            raise NarrowcastError(
-                f"object {md5} of data version {version} is damaged on DVC remote {self.address}: delete it there and "
-                "run `dvc push` in the checkout where its snapshot was taken"
-            )
+            if md5 == version:
+                raise NarrowcastError(
+                    f"data version {version} is not on DVC remote {self.address}: run `dvc push` in the checkout where "
+                    "its snapshot was taken, or mend the version"
+                ) from None
+            wrong = "missing"
+        else:
+            if digest(target) == md5.removesuffix(".dir"):
+                return
+            wrong = "damaged"
+        # DVC looks for the files of a version again only where the version's own object is gone
+        raise NarrowcastError(
+            f"data version {version} is not whole on DVC remote {self.address} ({object_path(md5)} is {wrong}): remove "
+            f"what is left of it and {object_path(version)} there, then run `dvc push` in the checkout where its "
+            "snapshot was taken"
+        )
 
     @contextlib.contextmanager
     def pushing(self) -> Iterator[None]:
         """DVC's push inside of this fails with its first object's own reason, which DVC only logs."""
-        failures: list[BaseException] = []
-        handler = logging.Handler()
-        handler.emit = lambda record: failures.extend(record.exc_info[1:2] if record.exc_info else ())  # type: ignore
-        loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
-        for logger in loggers:
-            logger.addHandler(handler)
+        handler = _Failures()
+        logger = logging.getLogger("dvc_data")
+        logger.addHandler(handler)
         try:
             yield
         except Exception as error:  # each kind of remote has its client's own exceptions
-            raise NarrowcastError(sentence(failures[0] if failures else error, self.address, "push to")) from None
+            cause = handler.found[0] if handler.found else error
+            raise NarrowcastError(sentence(cause, self.address, "push to")) from None
         finally:
-            for logger in loggers:
-                logger.removeHandler(handler)
+            logger.removeHandler(handler)
 
     def _place(self, path: str) -> str:
         return str(self.fs.join(self.root, *path.split("/")))
@@ -112,6 +117,23 @@ class Remote:
             if missing_passes and isinstance(error, FileNotFoundError) and not is_no_bucket(error):
                 raise
             raise NarrowcastError(sentence(error, self.address, what)) from None
+
+
+class _Failures(logging.Handler):
+    """Keeps the exceptions that are logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            self.found.append(record.exc_info[1])
+
+
+def object_path(md5: str) -> str:
+    """Where DVC 3 keeps the object of that md5 on a remote."""
+    return f"files/md5/{md5[:2]}/{md5[2:]}"
 
 
 def dvc_config(root: Path | None = None) -> Config:
