@@ -1,6 +1,6 @@
 """What the deploy step asks of the Kubernetes API: one endpoint's InferenceService, its pods and its route.
 
-The API is found as `kubectl` finds it, or as a pod does.
+The API is found as a pod finds it, or as `kubectl` does.
 """
 
 import json
@@ -36,17 +36,24 @@ class Cluster:
         from kubernetes import client, config
 
         self.namespace, self.endpoint = namespace, endpoint
+        settings = client.Configuration()
         try:
-            config.load_config()
+            try:
+                config.load_incluster_config(client_configuration=settings)
+            except config.ConfigException:
+                config.load_kube_config(client_configuration=settings)
         except (config.ConfigException, OSError) as error:
             raise ClusterError(
-                f"no Kubernetes API is known here ({error}): run this step in a pod, or set KUBECONFIG"
+                f"no Kubernetes API is known here ({error}): run the step in a pod whose service account has a token, "
+                "set KUBECONFIG, or leave the parameter 'kserve' empty to serve here"
             ) from None
-        applying = client.ApiClient()
+        settings.retries = False
+        self._host = settings.host
+        applying = client.ApiClient(settings)
         applying.set_default_header("Content-Type", "application/apply-patch+yaml")
-        self._applied = client.CustomObjectsApi(applying)
-        self._objects = client.CustomObjectsApi()
-        self._core = client.CoreV1Api()
+        asking = client.ApiClient(settings)
+        self._applied, self._objects = client.CustomObjectsApi(applying), client.CustomObjectsApi(asking)
+        self._core = client.CoreV1Api(asking)
 
     def find(self) -> Body | None:
         """The InferenceService as it is now, None where there is none."""
@@ -110,8 +117,8 @@ class Cluster:
             except HTTPError as error:
                 if pause is None:
                     raise ClusterError(
-                        f"cannot {verb} {self}: the Kubernetes API at {self._core.api_client.configuration.host} does "
-                        f"not answer ({error}); run again when it does"
+                        f"cannot {verb} {self}: the Kubernetes API at {self._host} does not answer ({error}); run "
+                        "again when it does"
                     ) from None
             time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
