@@ -71,7 +71,8 @@ class ClusterSettings:
     that have other values on the cluster. `secrets`: of each secret, the environment variable that each key becomes in
     every step. `steps`: by step, or `default` for all; a step's own settings replace the default's one by one. `ray`
     and `kserve`: settings of the RayJobs (`RaySettings`) and of the predictor (`KServeSettings`) beyond `home`, `image`
-    and, for RayJobs, `namespace`, which are those given here.
+    and, for RayJobs, `namespace`, which are those given here. On a cluster without KubeRay `ray` is null, and steps
+    train in their own pods; on one without KServe `kserve` is null, and nothing is deployed.
     """
 
     host: str = ""
@@ -83,8 +84,8 @@ class ClusterSettings:
     parameters: dict[str, Any] = field(default_factory=dict)
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    ray: dict[str, Any] = field(default_factory=dict)
-    kserve: dict[str, Any] = field(default_factory=dict)
+    ray: dict[str, Any] | None = field(default_factory=dict)
+    kserve: dict[str, Any] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "://" not in self.home:
@@ -107,12 +108,14 @@ class ClusterSettings:
     @property
     def ray_argument(self) -> dict[str, Any]:
         """What the steps that train and search are given."""
+        if self.ray is None:
+            return {}
         return {"home": self.home, "image": self.image, "namespace": self.namespace, **self.ray}
 
     @property
     def kserve_argument(self) -> dict[str, Any]:
         """What the deploy step is given."""
-        return {"image": self.image, **self.kserve}
+        return {} if self.kserve is None else {"image": self.image, **self.kserve}
 
 
 def load(path: Path, changes: Mapping[str, str] | None = None) -> ClusterSettings:
@@ -135,7 +138,8 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> ClusterSetting
             ("kserve", KServeSettings, settings.kserve_argument),
         ):
             try:
-                build(cls, argument, name)
+                if argument:
+                    build(cls, argument, name)
             except NarrowcastError as error:
                 raise _placed(error, name) from None
     except NarrowcastError as error:
@@ -149,6 +153,8 @@ def arguments(values: Mapping[str, Any], settings: ClusterSettings, root: Path) 
     Raises NarrowcastError for a parameter that names a place of this machine.
     """
     given = {**values, **parameters.checked(settings.parameters, f"{parameters.CLUSTER}.parameters")}
+    if settings.kserve is None:
+        given["endpoint"] = ""
     if "://" not in given["data_remote"]:
         raise NarrowcastError(
             f"data_remote is '{given['data_remote']}', which no pod can reach: set cluster.parameters.data_remote to "

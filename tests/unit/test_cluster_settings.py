@@ -75,3 +75,9 @@ def test_without_an_endpoint_there_is_no_champion():
     values = parameters.load(PARAMS, {"endpoint": ""})
     settings = cluster_settings.load(PARAMS)
     assert cluster_settings.arguments(values, settings, ROOT)["champion"] == ""
+
+
+def test_without_kuberay_steps_train_themselves_and_without_kserve_nothing_is_deployed():
+    settings = cluster_settings.load(PARAMS, {"cluster.ray": "null", "cluster.kserve": "null"})
+    there = cluster_settings.arguments(parameters.load(PARAMS), settings, ROOT)
+    assert (there["ray"], there["kserve"], there["endpoint"], there["champion"]) == ({}, {}, "", "")
