@@ -6,7 +6,12 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export RAY_USAGE_STATS_ENABLED := 0
 export GX_ANALYTICS_ENABLED := False
 
-.PHONY: help setup setup-torchrec quickstart test lint clean lock
+export ENGINE ?= podman
+# The whole name, by which a cluster knows narrowcast:VERSION.
+IMAGE ?= docker.io/library/narrowcast:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' narrowcast/__init__.py)
+BASE_IMAGE ?= localhost/debian-python:bookworm
+
+.PHONY: help setup setup-torchrec quickstart test lint clean lock image image-base
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,3 +54,10 @@ lock: ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--python-version 3.11 pyproject.toml --output-file requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock
+
+image: ## Build the container image; ENGINE=docker where there is no podman
+	$(ENGINE) build --tag $(IMAGE) --build-arg COMMIT=$$(git describe --always --exclude '*' --abbrev=40 --dirty=+changes) \
+		$(if $(UV_FIND_LINKS),--build-context wheels=$(UV_FIND_LINKS) --build-arg TORCH_BACKEND=) $(BUILD) .
+
+image-base: ## Make a base image from Debian's packages, where no image registry is in reach
+	k8s/base-image.sh $(BASE_IMAGE) $(MIRROR)
