@@ -22,6 +22,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from narrowcast.components.compact.packed import PackedModel
 from narrowcast.components.data.encoded import EncodedData
+from narrowcast.components.features.build import build_features
 from narrowcast.components.features.online import OnlineFeatures
 from narrowcast.components.serve import client, process
 from narrowcast.components.serve.protocol import MAX_CANDIDATES, to_tensors
@@ -112,6 +113,33 @@ def test_looked_up_features_give_the_packed_models_scores(server, tiny_run):
     columns = {name: given.get(name, found.get(name)) for name in packed.schema.input_names}
     np.testing.assert_allclose(client.probabilities(answer), packed.score(columns), atol=1e-6)
     assert not answer.get("parameters")
+
+
+def scores_as_bytes(server, tensors):
+    """The FP32 bytes of a ranking that no default stood in for."""
+    asked = {"inputs": tensors, "outputs": [{"name": "probability", "parameters": {"binary_data": True}}]}
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", f"/v2/models/{server.name}/infer", json.dumps(asked))
+        response = connection.getresponse()
+        body = response.read()
+    length = int(response.headers["Inference-Header-Content-Length"])
+    assert "fallbacks" not in json.loads(body[:length]).get("parameters", {})
+    return body[length:]
+
+
+def test_redis_ranks_as_sqlite_does_to_the_bit(server, start_redis, tiny_run, tiny_dataset, tiny_schema, tmp_path):
+    build_features(tiny_dataset, tiny_schema, 0, tmp_path / "frame", tmp_path / "store", start_redis().url)
+    log = tmp_path / "server.log"
+    other = process.start(tiny_run.packed_model, tmp_path / "store", log, outlive=False, options=PATIENT)
+    try:
+        requests = [ranking(user, [str(i) for i in range(42)]) for user in ("3", "5", "17", "nobody")]
+        scores = [scores_as_bytes(other, request) for request in requests]
+        assert scores == [scores_as_bytes(server, request) for request in requests]
+        assert [len(found) for found in scores] == [4 * 42] * 4
+        assert len(set(scores)) == 4  # users' features are in them
+    finally:
+        process.stop(other.pid)
 
 
 def test_an_id_has_one_spelling(server):
