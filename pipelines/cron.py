@@ -91,8 +91,8 @@ def parse(text: str) -> Cron:
     fields = SHORT.get(text.strip().lower(), text).split()
     if len(fields) not in (5, 6):
         raise NarrowcastError(
-            f"cron '{text}' has {len(fields)} fields: give five (minute, hour, day of the month, month, weekday), such "
-            f"as '0 3 * * *', six with seconds before them, or one of {', '.join(SHORT)}"
+            f"cron '{text}': give five fields (minute, hour, day of the month, month, weekday), such as '0 3 * * *', "
+            f"six with seconds before them, or one of {', '.join(SHORT)}"
         )
     fields = ["0", *fields] if len(fields) == 5 else fields
     sets = [_numbers(name, field, text) for name, field in zip(BOUNDS, fields, strict=True)]

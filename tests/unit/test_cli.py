@@ -10,7 +10,11 @@ from typer.testing import CliRunner
 
 from narrowcast.pipelines.cli import app
 
-VERBS = {"run", "reproduce", "step", "compile", "methods", "serve", "rank", "export", "doctor", "data"}
+VERBS = {
+    *("run", "reproduce", "step", "compile", "methods", "serve", "rank", "export", "doctor", "data"),
+    *("submit", "schedule", "status", "logs", "cancel"),
+}
+SCHEDULE_VERBS = {"create", "list", "pause", "resume", "delete"}
 DATA_VERBS = {"list", "get", "describe", "synth", "snapshot", "checkout", "drift"}
 
 
@@ -23,9 +27,17 @@ def test_the_verbs_are_frozen():
     command = get_command(app)
     assert set(command.commands) == VERBS
     assert set(command.commands["data"].commands) == DATA_VERBS
+    assert set(command.commands["schedule"].commands) == SCHEDULE_VERBS
 
 
-@pytest.mark.parametrize("verb", [*sorted((v,) for v in VERBS - {"data"}), *sorted(("data", v) for v in DATA_VERBS)])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *sorted((verb,) for verb in VERBS - {"data", "schedule"}),
+        *sorted(("data", verb) for verb in DATA_VERBS),
+        *sorted(("schedule", verb) for verb in SCHEDULE_VERBS),
+    ],
+)
 def test_help_shows_an_example(verb):
     result = CliRunner().invoke(app, [*verb, "--help"])
     assert result.exit_code == 0
@@ -45,6 +57,10 @@ def test_help_shows_an_example(verb):
         (["compile", "-o", "nowhere/package.yaml"], "nowhere/package.yaml"),
         (["serve", "--stop", "../other"], "cannot name an endpoint"),
         (["export", "latest", "--out", "exported"], "no run in"),
+        (["submit"], "params.yaml does not exist"),
+        (["status"], "params.yaml does not exist"),
+        (["logs", "run", "--follow"], "--follow needs a step"),
+        (["schedule", "create", "nightly"], "either --cron"),
         (["data", "get", "ml_10k"], "did you mean 'ml_100k'"),
         (["data", "describe", "nothing.csv"], "nothing.csv"),
         (["data", "snapshot", "nothing"], "nothing"),

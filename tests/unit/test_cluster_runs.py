@@ -46,7 +46,7 @@ def project(tmp_path, monkeypatch):
         "KF_PIPELINES_SA_TOKEN_PATH",
     ):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "no-kubeconfig"))
     return tmp_path
 
 
@@ -415,7 +415,7 @@ def test_a_schedule_by_interval_with_bounds(narrowcast, api):
         ([], ["either --cron", "or --every"]),
         (["--cron", "0 3 * * *", "--every", "6h"], ["either --cron", "or --every"]),
         (["--cron", "0 25 * * *"], ["the hour is '25', must be 0 to 23"]),
-        (["--cron", "nightly"], ["has 1 fields"]),
+        (["--cron", "nightly"], ["cron 'nightly': give five fields"]),
         (["--every", "6 hours"], ["30m, 6h or 1d"]),
         (["--every", "0h"], ["30m, 6h or 1d"]),
         (["--every", "6h", "--start", "tomorrow"], ["--start tomorrow"]),
