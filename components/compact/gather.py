@@ -10,10 +10,9 @@ floats are those of `quantise.py` in their order, so the rows are the same bit f
 Shape letters: n lookups, F columns of ids that take turns, T tables, N blocks of all tables, D the model's width.
 """
 
-import itertools
+import ctypes
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -49,10 +48,17 @@ LANES = 8
 """Values made at a time; so the memory after the last row must have room for as many more."""
 AHEAD = 16
 """Lookups of a group; of 8, 16, 32 and 64 the fastest."""
-SHARE = 8192
-"""Lookups worth another thread: it costs about as much to wake as some hundreds of them."""
+PART = 1024
+"""Lookups that a thread takes at a time, so that one which is held up leaves more to the others."""
+SHARED = 16384
+"""Lookups that are worth more than one thread."""
 ZEROS, NOTHING = -1, -2
 """In place of a block: rows that are all zero, and those that are not the kernel's to write."""
+ARRAYS = ("ids_n", "table_F", "first_T", "kept_T", "blocks_N", "columns", "scales", "memory", "rows_nD")
+CALL = np.dtype([(name, np.int64) for name in ("taken", "num_lookups", "num_columns", "width", *ARRAYS)])
+"""What the kernel is told: how many lookups its threads have taken, sizes, and the addresses of arrays."""
+SIGNATURE = types.void(types.int64)
+"""The kernel's, of a call's address."""
 at = np.uintp
 
 
@@ -78,122 +84,142 @@ def gather(stored: Stored, ids_n: Tensor, table_F: NDArray[np.int64], rows_nD: T
     0, negative ones are padding and give zeros.
     """
     of = (stored.first_T, stored.kept_T, stored.blocks_N, stored.columns, stored.scales, stored.memory)
-    arguments = (ids_n.numpy(), table_F, *of, rows_nD.numpy())
-    kernel = compiled(stored.equal_bits, rows_nD.shape[1] if stored.equal_bits else 0)
-    num_lookups = len(ids_n)
-    threads = max(1, min(torch.get_num_threads(), num_lookups // SHARE))
-    first, *others = itertools.pairwise(num_lookups * i // threads for i in range(threads + 1))
-    waiting = [pool(os.getpid()).submit(kernel, *arguments, *part) for part in others]
-    kernel(*arguments, *first)
-    for part in waiting:
-        part.result()
+    arrays = (ids_n.numpy(), table_F, *of, rows_nD.numpy())
+    num_lookups, width = rows_nD.shape
+    call = np.array((0, num_lookups, len(table_F), width, *(array.ctypes.data for array in arrays)), CALL)
+    kernel = compiled(stored.equal_bits, width if stored.equal_bits else 0)
+    threads = torch.get_num_threads() if num_lookups >= SHARED else 1
+    if threads > 1 and parallel and os.getpid() == PROCESS:
+        parallel(kernel.address, call.ctypes.data, threads, 0)
+    else:
+        kernel.ctypes(call.ctypes.data)
+
+
+def openmp() -> Callable[[int, int, int, int], None] | None:
+    """The function (function, argument, threads, flags) of torch's OpenMP library, GNU's or LLVM's, that calls a C
+    function on so many threads at once: the threads that torch's own operators have just used, so they need no waking.
+    None where torch has another library."""
+    if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return None
+    function = ctypes.CDLL(None).GOMP_parallel
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    function.restype = None
+    return function
+
+
+parallel = openmp()
+PROCESS = os.getpid()
+"""A process forked from this one lacks its threads, and OpenMP would wait for them."""
 
 
 @cache
-def pool(process: int) -> ThreadPoolExecutor:
-    """Threads beside the calling one; a forked process has its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gather")
-
-
-@cache
-def compiled(bits: int, width: int) -> Callable[..., None]:
-    """The kernel for tables of which each is one block of rows of their own with `width` values, a multiple of eight,
-    of `bits`; with (0, 0) for any tables.
+def compiled(bits: int, width: int) -> Any:
+    """The kernel, a C function of a `CALL`'s address, for tables of which each is one block of rows of their own with
+    `width` values, a multiple of eight, of `bits`; with (0, 0) for any tables.
 
     Compiling it takes seconds where Numba has not kept it on disk, or cannot, as in a read-only container.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(_kernel(bits, width))
+        return numba.cfunc(SIGNATURE, cache=True)(_kernel(bits, width))
     except RuntimeError:
-        return numba.njit(nogil=True)(_kernel(bits, width))
+        return numba.cfunc(SIGNATURE)(_kernel(bits, width))
 
 
 def _kernel(equal_bits: int, equal_width: int) -> Callable[..., None]:
-    """What is to be compiled: the parts for tables that are not equal are left out where they are."""
+    """What is to be compiled."""
+    equal_bytes = equal_bits * equal_width // 8 + SCALE_BYTES[equal_bits] if equal_bits else 0
+
+    def gather_parts(call_at: Any) -> None:
+        """Lookups of `gather`'s, a part after the other until all are taken."""
+        call = _array(call_at, CALL)[0]
+        low = _take_part(call_at)
+        while low < call.num_lookups:
+            _gather_part(call, low, min(low + PART, call.num_lookups), equal_bits, equal_width, equal_bytes)
+            low = _take_part(call_at)
+
+    return gather_parts
+
+
+@numba.njit(forceinline=True)
+def _gather_part(call: Any, low: int, high: int, equal_bits: int, equal_width: int, equal_bytes: int) -> None:
+    """Lookups `low` to `high`, in groups: one is asked for, then the one before it is written.
+
+    Being put into `gather_parts`, which knows the last three, it loses what tables that are equal do not need. It is
+    one function, and takes addresses once, as handing on an array or asking it for its address counts references,
+    which costs more than a row's arithmetic. Positions are `at(...)`, unsigned: signed ones are checked for theirs.
+    """
     are_equal = equal_bits > 0
-    equal_bytes = equal_bits * equal_width // 8 + SCALE_BYTES[equal_bits] if are_equal else 0
+    num_columns, width = call.num_columns, equal_width if are_equal else call.width
+    memory_at, rows_at = call.memory, call.rows_nD
+    ids_n, table_F = _array(call.ids_n, np.int32), _array(call.table_F, np.int64)
+    first_T, kept_T = _array(call.first_T, np.int64), _array(call.kept_T, np.int64)
+    blocks_N, columns = _array(call.blocks_N, BLOCK), _array(call.columns, np.int64)
+    scales, rows_nD = _array(call.scales, np.float32), numba.carray(_pointer(rows_at), (high, width), np.float32)
+    chosen, places = np.empty(2 * AHEAD, np.int64), np.empty(2 * AHEAD, np.int64)
+    eight = np.empty(LANES, np.float32)
+    eight_at = eight.ctypes.data
+    column, asked = low % num_columns, 0
+    for group in range(low, high + AHEAD, AHEAD):
+        for j in range(group, min(group + AHEAD, high)):
+            slot = at(asked + j - group)
+            table, row = np.int64(table_F[at(column)]), np.int64(ids_n[at(j)])
+            column = 0 if column + 1 == num_columns else column + 1
+            if table < 0 or row < 0:
+                chosen[slot] = NOTHING if table < 0 else ZEROS
+                continue
+            if row >= kept_T[at(table)]:
+                row = np.int64(0)
+            k = table
+            if not are_equal:
+                k, end = first_T[at(table)], first_T[at(table + 1)]
+                while k + 1 < end and blocks_N[at(k + 1)].start <= row:
+                    k += 1
+            block = blocks_N[at(k)]
+            row_bytes = equal_bytes if are_equal else block.row_bytes
+            if not are_equal:
+                row -= block.start
+                if block.buckets:
+                    row = np.int64(at(row) % at(block.buckets))
+            place = memory_at + block.place + row * row_bytes
+            chosen[slot], places[slot] = k if are_equal or block.width else ZEROS, place
+            _prefetch(place)
+            _prefetch(place + row_bytes - 1)
+            if row_bytes > LINE:
+                for line in range(place + LINE, place + row_bytes - 1, LINE):
+                    _prefetch(line)
+        asked = AHEAD - asked
+        for j in range(max(group - AHEAD, low), min(group, high)):
+            slot = at(asked + j - group + AHEAD)
+            k, place = chosen[slot], places[slot]
+            if k == NOTHING:
+                continue
+            if k == ZEROS:
+                rows_nD[at(j)] = 0.0
+                continue
+            block = blocks_N[at(k)]
+            bits, row_bytes = (equal_bits, equal_bytes) if are_equal else (block.bits, block.row_bytes)
+            scale = np.float32(1.0)
+            if bits == 8:
+                scale = _half(place + row_bytes - 2)
+            elif bits < 8:
+                scale = scales[at(_byte(place + row_bytes - 1))]
+            is_prefix = are_equal or block.columns == PREFIX
+            num_eights = width // LANES if are_equal else block.width // LANES if is_prefix else 0
+            for i in range(num_eights):  # the bytes of eight values are as many as the bits of one
+                _expand(bits, place + bits * i, block.offset, scale, rows_at + 4 * (j * width + LANES * i))
+            if LANES * num_eights == width:
+                continue
+            rows_nD[at(j), LANES * num_eights :] = 0.0
+            for c in range(LANES * num_eights, block.width):
+                if c % LANES == 0:
+                    _expand(bits, place + bits * (c // LANES), block.offset, scale, eight_at)
+                rows_nD[at(j), at(c if is_prefix else columns[at(block.columns + c)])] = eight[at(c % LANES)]
 
-    def gather_part(
-        ids_n: Any,
-        table_F: Any,
-        first_T: Any,
-        kept_T: Any,
-        blocks_N: Any,
-        columns: Any,
-        scales: Any,
-        memory: Any,
-        rows_nD: Any,
-        low: int,
-        high: int,
-    ) -> None:
-        """Lookups `low` to `high` of `gather`'s, in groups: one is asked for, then the one before it is written.
 
-        One function, and addresses taken once, as handing on an array or asking it for its address counts references,
-        which costs more than a row's arithmetic. Positions are `at(...)`, unsigned: signed ones are checked for theirs.
-        """
-        memory_at, rows_at = memory.ctypes.data, rows_nD.ctypes.data
-        chosen, places = np.empty(2 * AHEAD, np.int64), np.empty(2 * AHEAD, np.int64)
-        eight = np.empty(LANES, np.float32)
-        eight_at = eight.ctypes.data
-        num_columns, width = max(len(table_F), 1), equal_width if are_equal else rows_nD.shape[1]
-        column, asked = low % num_columns, 0
-        for group in range(low, high + AHEAD, AHEAD):
-            for j in range(group, min(group + AHEAD, high)):
-                slot = at(asked + j - group)
-                table, row = np.int64(table_F[at(column)]), np.int64(ids_n[at(j)])
-                column = 0 if column + 1 == num_columns else column + 1
-                if table < 0 or row < 0:
-                    chosen[slot] = NOTHING if table < 0 else ZEROS
-                    continue
-                if row >= kept_T[at(table)]:
-                    row = np.int64(0)
-                k = table
-                if not are_equal:
-                    k, end = first_T[at(table)], first_T[at(table + 1)]
-                    while k + 1 < end and blocks_N[at(k + 1)].start <= row:
-                        k += 1
-                block = blocks_N[at(k)]
-                row_bytes = equal_bytes if are_equal else block.row_bytes
-                if not are_equal:
-                    row -= block.start
-                    if block.buckets:
-                        row = np.int64(at(row) % at(block.buckets))
-                place = memory_at + block.place + row * row_bytes
-                chosen[slot], places[slot] = k if are_equal or block.width else ZEROS, place
-                _prefetch(place)
-                _prefetch(place + row_bytes - 1)
-                if row_bytes > LINE:
-                    for line in range(place + LINE, place + row_bytes - 1, LINE):
-                        _prefetch(line)
-            asked = AHEAD - asked
-            for j in range(max(group - AHEAD, low), min(group, high)):
-                slot = at(asked + j - group + AHEAD)
-                k, place = chosen[slot], places[slot]
-                if k == NOTHING:
-                    continue
-                if k == ZEROS:
-                    rows_nD[at(j)] = 0.0
-                    continue
-                block = blocks_N[at(k)]
-                bits, row_bytes = (equal_bits, equal_bytes) if are_equal else (block.bits, block.row_bytes)
-                scale = np.float32(1.0)
-                if bits == 8:
-                    scale = _half(place + row_bytes - 2)
-                elif bits < 8:
-                    scale = scales[at(_byte(place + row_bytes - 1))]
-                is_prefix = are_equal or block.columns == PREFIX
-                num_eights = width // LANES if are_equal else block.width // LANES if is_prefix else 0
-                for i in range(num_eights):  # the bytes of eight values are as many as the bits of one
-                    _expand(bits, place + bits * i, block.offset, scale, rows_at + 4 * (j * width + LANES * i))
-                if LANES * num_eights == width:
-                    continue
-                rows_nD[at(j), LANES * num_eights :] = 0.0
-                for c in range(LANES * num_eights, block.width):
-                    if c % LANES == 0:
-                        _expand(bits, place + bits * (c // LANES), block.offset, scale, eight_at)
-                    rows_nD[at(j), at(c if is_prefix else columns[at(block.columns + c)])] = eight[at(c % LANES)]
-
-    return gather_part
+@numba.njit
+def _array(address: Any, dtype: Any) -> Any:
+    """The array at an address; as positions are not checked, any length will do."""
+    return numba.carray(_pointer(address), 1, dtype)
 
 
 @numba.njit
@@ -213,7 +239,7 @@ def _expand(bits: Any, source: Any, offset: Any, scale: Any, target: Any) -> Non
 
 Emit = Callable[..., Any]
 """Puts instructions into a function that is being built, `(builder, *values) -> value`."""
-_I8, _I16, _I32, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+_I8, _I16, _I32, _I64, _FLOAT = *(ir.IntType(bits) for bits in (8, 16, 32, 64)), ir.FloatType()
 
 
 def _reading(result: Any, emit: Emit) -> Any:
@@ -316,6 +342,15 @@ def _splat(builder: Any, value: Any) -> Any:
 
 _expand_2, _expand_4, _expand_8 = (_expansion(_integers(bits)) for bits in (2, 4, 8))
 _expand_16, _expand_32 = _expansion(_halves), _expansion(_floats)
+
+
+def _taken(builder: Any, address: Any) -> Any:
+    """Emits the addition of a part to the integer at `address`, in one step whatever other threads do; what it was."""
+    return builder.atomic_rmw("add", builder.inttoptr(address, _I64.as_pointer()), _I64(PART), "monotonic")
+
+
 _half = _reading(types.float32, _first_half)
 _byte = _reading(types.uint8, lambda builder, address: _load(builder, address, _I8))
 _prefetch = _reading(types.void, _ask_for_line)
+_take_part = _reading(types.int64, _taken)
+_pointer = _reading(types.voidptr, lambda builder, address: builder.inttoptr(address, _I8.as_pointer()))

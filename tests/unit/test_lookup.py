@@ -1,7 +1,11 @@
 """The packed lookup gives the rows of the plain stored tables bit for bit: any plan, ids, widths and bits."""
 
+import os
+import signal
+import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,7 +139,7 @@ def test_many_rows_of_equal_tables_are_the_plain_tables(width, bits):
     layout, plan = equal_tables(width, bits)
     tensors = stored(layout, plan)
     packed = PackedLookup(layout, plan, tensors)
-    ids_BF = torch.randint(0, 60, (gather.SHARE + 1, 3), dtype=torch.int32)  # so that every thread has a part
+    ids_BF = torch.randint(0, 60, (gather.SHARED, 3), dtype=torch.int32)  # so that threads share it
     expected = look_up(layout, plain(layout, plan, tensors), ids_BF, {})
     assert same_bits(packed(ids_BF, {}).categorical_BFD, expected.categorical_BFD)
 
@@ -145,11 +149,62 @@ def test_calls_from_several_threads_do_not_mix():
     layout, plan = equal_tables(16, 8)
     tensors = stored(layout, plan)
     packed, tables = PackedLookup(layout, plan, tensors), plain(layout, plan, tensors)
-    batches = [torch.randint(0, 60, (gather.SHARE, 3), dtype=torch.int32) for _ in range(8)]
+    batches = [torch.randint(0, 60, (gather.SHARED, 3), dtype=torch.int32) for _ in range(8)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda ids_BF: packed(ids_BF, {}).categorical_BFD, batches * 4))
     for ids_BF, rows_BFD in zip(batches * 4, found, strict=True):
         assert same_bits(rows_BFD, look_up(layout, tables, ids_BF, {}).categorical_BFD)
+
+
+def num_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not gather.parallel, reason="threads are counted in Linux's /proc")
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(("num_rows", "started"), [(gather.SHARED // 3, 0), (gather.SHARED, 2)])
+def test_many_lookups_are_shared_by_as_many_threads_as_torch_has(num_rows, started):
+    layout, plan = equal_tables(16, 8)
+    packed = PackedLookup(layout, plan, stored(layout, plan))
+    ids_BF = torch.zeros(num_rows, 3, dtype=torch.int32)
+
+    def more_threads() -> int:
+        before = num_threads()
+        packed(ids_BF, {})
+        return num_threads() - before
+
+    with ThreadPoolExecutor(1) as fresh:  # OpenMP keeps a team for each thread that calls it, from the first call on
+        assert fresh.submit(more_threads).result() == started
+        assert fresh.submit(more_threads).result() == 0
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_one_thread_looks_all_up_where_openmp_has_none(monkeypatch):
+    layout, plan = equal_tables(16, 4)
+    packed = PackedLookup(layout, plan, stored(layout, plan))
+    ids_BF = torch.randint(0, 60, (gather.SHARED, 3), dtype=torch.int32)
+    expected = packed(ids_BF, {}).categorical_BFD
+    monkeypatch.setattr(gather, "parallel", None)
+    assert same_bits(packed(ids_BF, {}).categorical_BFD, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@pytest.mark.usefixtures("three_threads")
+def test_a_forked_process_does_not_wait_for_threads_that_it_lacks():
+    layout, plan = equal_tables(16, 8)
+    packed = PackedLookup(layout, plan, stored(layout, plan))
+    ids_BF = torch.randint(0, 60, (gather.SHARED, 3), dtype=torch.int32)
+    expected = packed(ids_BF, {}).categorical_BFD.numpy()
+    child = os.fork()
+    if child == 0:
+        is_equal = False
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process where it waits
+            signal.alarm(20)
+            is_equal = np.array_equal(packed(ids_BF, {}).categorical_BFD.numpy(), expected)
+        finally:
+            os._exit(0 if is_equal else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize(("bits", "times"), [(8, 3.5), (4, 7), (2, 12)])
