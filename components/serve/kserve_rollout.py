@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0
 KNATIVE_REVISION = "serving.knative.dev/revision"
+ROUNDS = 5
+"""In which all pods are replaced, a quarter at a time, and a little more."""
 SHARE_SECONDS = 60.0
 """For a share to be found where requests are routed."""
 T = TypeVar("T")
@@ -73,13 +75,17 @@ class Rollout:
         new, least = self.challenger.predictor, self.settings.min_replicas
         self._share(champion, 0)
         self._smoke(self._ready(new, 1))
+        percent = 0
         for percent in self.settings.canary_percents:
             self._share(champion, percent)
             self._until(partial(self._is_routed, wanted=new, percent=percent), SHARE_SECONDS, _no_share)
             self._hold()
-        if self.settings.mode == "Knative":
-            self._ready(new, least)
         _say(f"all requests to {revision(new)}")
+        if self.settings.mode == "Standard":  # the canary keeps its share until the champion's pods are replaced
+            self._apply(with_canary(self.cluster.endpoint, "Standard", new, new, percent))
+            self._ready(new, least, percent=100)
+        else:
+            self._ready(new, least)
         self._apply(service(self.cluster.endpoint, self.settings.mode, new))
         self._ready(new, least, percent=100)
         return self._url()
@@ -140,8 +146,9 @@ class Rollout:
     def _ready(self, wanted: Predictor, least: int, *, percent: int | None = None) -> list["V1Pod"]:
         """The ready pods of a predictor, at least `least`, once it has `percent` of the requests.
 
-        Raises ChallengerError as soon as a pod will not come up, or after `ready_seconds`.
+        Raises ChallengerError as soon as a pod will not come up, or after `ready_seconds` for each round of pods.
         """
+        seconds = self.settings.ready_seconds * (ROUNDS if percent == 100 else 1)
 
         def done(live: Body) -> list["V1Pod"] | None:
             pods = self._pods(live, wanted)
@@ -156,12 +163,11 @@ class Rollout:
             pods = self._pods(live, wanted)
             ailments = [self._told(pod, found) for pod in pods if (found := kserve_pods.ailment(pod))]
             return ChallengerError(
-                f"{sum(map(kserve_pods.is_ready, pods))} of {least} pods were ready after "
-                f"{self.settings.ready_seconds} s: "
+                f"{sum(map(kserve_pods.is_ready, pods))} of {least} pods were ready after {seconds} s: "
                 + ("; ".join(ailments) or _conditions(live) or "see the events of the pods, or raise ready_seconds")
             )
 
-        return self._until(done, self.settings.ready_seconds, late)
+        return self._until(done, seconds, late)
 
     def _pods(self, live: Body, wanted: Predictor) -> list["V1Pod"]:
         """The pods that run a predictor; in mode Knative those of the newest revision, as an older one may be equal."""

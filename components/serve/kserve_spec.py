@@ -47,7 +47,10 @@ def predictor(settings: KServeSettings, model: str, address: str) -> Predictor:
         spec["tolerations"] = [toleration.body() for toleration in settings.tolerations]
     if settings.mode == "Standard":  # Knative lets nobody say how its pods end and are replaced
         spec["terminationGracePeriodSeconds"] = GRACE_SECONDS
-        spec["deploymentStrategy"] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+        spec["deploymentStrategy"] = {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0},
+        }
     text = json.dumps(spec, sort_keys=True)
     digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
     return spec | {"labels": LABELS | {REVISION: digest[:10]}}

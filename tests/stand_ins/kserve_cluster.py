@@ -141,7 +141,7 @@ class KServeCluster:
     shares_requests: bool = False
     faults: list[tuple[str, int, dict[str, Any] | str]] = field(default_factory=list)
     foreign: dict[str, tuple[str, Any]] = field(default_factory=dict)
-    before_answer: Callable[[str], None] = lambda method: None
+    before_answer: Callable[[str], None] = lambda _: None
     applied: list[dict[str, Any]] = field(default_factory=list)
     service: dict[str, Any] | None = None
     pods: list[Pod] = field(default_factory=list)
@@ -366,7 +366,7 @@ def serving(cluster: KServeCluster, kubeconfig: Path) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     config = {
         "apiVersion": "v1",
