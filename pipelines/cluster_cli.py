@@ -183,9 +183,10 @@ def schedule_create(
     """Run this commit's pipeline with these parameters whenever the schedule says, one run at a time.
 
     The usual five fields of cron, or six with seconds first, in UTC unless CRON_SCHEDULE_TIMEZONE is set on the server.
-    Scheduled runs take no step from the cache. `--set data_version=latest:FOLDER` trains on the newest snapshot.
+    Scheduled runs take no step from the cache. `--set data_version=latest:shop` trains on the newest snapshot
+    of the folder `shop`.
 
-    Example: `narrowcast schedule create nightly --cron "0 3 * * *" --set data_version=latest:data/raw/shop`
+    Example: `narrowcast schedule create nightly --cron "0 3 * * *" --set data_version=latest:shop`
 
     Example: `narrowcast schedule create often --every 6h --start 2026-05-01`
     """

@@ -49,13 +49,14 @@ def prepared(
     """
     from narrowcast.pipelines.placement import write_package
 
-    settings = settings if cached else _uncached(settings)
     given = arguments(values, settings, root)
+    cached = cached and not given["data_version"].startswith("latest:")  # KFP would take what was the latest before
+    settings = settings if cached else _uncached(settings)
     version = version_name(given["git_commit"], cached=cached, allow_dirty=allow_dirty)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "training.yaml"
         write_package(settings, package)
-        check_arguments(given, next(yaml.safe_load_all(package.read_text())))
+        check_arguments(given, next(yaml.load_all(package.read_text(), Loader=yaml.CSafeLoader)))
         parameters.refuse_early(given)
         yield Request(package=package, version=version, arguments=given, settings=settings)
 
