@@ -126,9 +126,10 @@ def test_a_bad_request_names_the_field(shop, context):
 def test_a_second_run_is_cached_and_quick(shop):
     checkout, first = shop
     started = time.monotonic()
-    again = json.loads(checkout.narrowcast("run", "--json").stdout)
+    again = json.loads(checkout.narrowcast("run", "--set", "data_version=latest:shop", "--json").stdout)
     assert time.monotonic() - started < 60
     assert steps_with(again, "done") == {"deploy", "report"}
+    assert again["data_version"] == again["parameters"]["data_version"] == first["data_version"]
     assert again["artifacts"]["packed_model"]["md5"] == first["artifacts"]["packed_model"]["md5"]
 
 
