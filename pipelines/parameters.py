@@ -151,7 +151,7 @@ def refuse_early(values: Mapping[str, Any]) -> None:
     full = full_plan({"any": 1}, values["width"], inner_width=values["inner_width"] or None)
     parse_budget(values["budget"], full.full_bytes())
     if values["online_store"]:
-        from narrowcast.components.features.redis_store import check_url
+        from narrowcast.components.features.redis_url import check_url
 
         check_url(values["online_store"])
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from typing import Literal
-from urllib.parse import urlsplit
 
 from feast import FeatureView
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
@@ -15,9 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.retry import Retry
 
-from narrowcast.errors import NarrowcastError
+from narrowcast.components.features.redis_url import PASSWORD
 
-PASSWORD = "NARROWCAST_REDIS_PASSWORD"
 SOCKET_SECONDS = 5.0
 """A read, a write or a connection that takes longer has failed."""
 
@@ -62,25 +60,3 @@ class UrlRedisOnlineStore(RedisOnlineStore):
         key = EntityKey(join_keys=list(view.join_keys), entity_values=[Value(string_val=entity)])
         (name,) = self._generate_redis_keys_for_entities(config, [key])
         return bool(self._get_client(config.online_store).execute_command("HEXISTS", name, f"_ts:{view.name}"))
-
-
-def check_url(url: str) -> None:
-    """Raise NarrowcastError unless the URL is redis://[user@]host[:port][/db], or rediss:// for TLS."""
-    try:
-        parts = urlsplit(url)
-        port, database = parts.port, parts.path.strip("/")
-    except ValueError:
-        raise _bad(url, "its port is no number") from None
-    if parts.password is not None:
-        shown = url.replace(f":{parts.password}@", "@")
-        raise _bad(shown, f"a password must not be written down: take it out and set {PASSWORD} in the environment")
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query or parts.fragment or port == 0:
-        raise _bad(url, "it is no Redis address")
-    if database and not database.isdecimal():
-        raise _bad(url, f"the database '{database}' is no number")
-
-
-def _bad(url: str, why: str) -> NarrowcastError:
-    return NarrowcastError(
-        f"online_store is '{url}', but {why}; it must be redis://host:port/db, or empty for SQLite in the folder"
-    )

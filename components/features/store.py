@@ -18,12 +18,8 @@ from feast.infra.online_stores.helpers import get_online_store_from_config
 
 from narrowcast import feature_repo
 from narrowcast.components.data.schema import Schema
-from narrowcast.components.features.redis_store import (
-    PASSWORD,
-    UrlRedisOnlineStore,
-    UrlRedisOnlineStoreConfig,
-    check_url,
-)
+from narrowcast.components.features.redis_store import UrlRedisOnlineStore, UrlRedisOnlineStoreConfig
+from narrowcast.components.features.redis_url import PASSWORD, check_url
 from narrowcast.components.features.sources import write_sources
 from narrowcast.errors import NarrowcastError
 from narrowcast.feature_repo.definitions import EPOCH, definitions, views

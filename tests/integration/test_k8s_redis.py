@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from narrowcast.components.features.build import build_features
 from narrowcast.components.features.online import OnlineFeatures
-from narrowcast.components.features.redis_store import PASSWORD
+from narrowcast.components.features.redis_url import PASSWORD
 
 MANIFESTS = Path(__file__).parents[2] / "k8s" / "base" / "redis"
 SECRET = 'pa"ss $word\\'

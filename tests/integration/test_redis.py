@@ -14,7 +14,7 @@ import pytest
 from narrowcast.components.compact.packed import PackedModel
 from narrowcast.components.features.build import build_features
 from narrowcast.components.features.online import OnlineFeatures
-from narrowcast.components.features.redis_store import PASSWORD
+from narrowcast.components.features.redis_url import PASSWORD
 from narrowcast.components.features.store import fill, open_store
 from narrowcast.errors import NarrowcastError
 

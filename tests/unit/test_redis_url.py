@@ -1,6 +1,6 @@
 import pytest
 
-from narrowcast.components.features.redis_store import check_url
+from narrowcast.components.features.redis_url import check_url
 from narrowcast.errors import NarrowcastError
 
 
