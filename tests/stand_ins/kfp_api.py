@@ -239,7 +239,7 @@ class KFPServer:
         if any(v.name == name and v.pipeline_id == pipelineid for v in self.versions.values()):
             raise RefusedError(409, "Failed to create a pipeline version")
         try:
-            documents = list(yaml.safe_load_all(package))
+            documents = list(yaml.load_all(package, Loader=yaml.CSafeLoader))
             json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
             for document in documents[1:]:
                 json_format.ParseDict(document, pipeline_spec_pb2.PlatformSpec())

@@ -53,8 +53,7 @@ def test_help_shows_an_example(verb):
         (["reproduce", "latest"], "no run in"),
         (["rank", "--user", "1", "--candidates", "2"], "default"),
         (["serve"], "--store"),
-        (["compile", "-o", "package.txt"], "ends in .yaml"),
-        (["compile", "-o", "nowhere/package.yaml"], "nowhere/package.yaml"),
+        (["compile"], "params.yaml does not exist"),
         (["serve", "--stop", "../other"], "cannot name an endpoint"),
         (["export", "latest", "--out", "exported"], "no run in"),
         (["submit"], "params.yaml does not exist"),
@@ -73,6 +72,17 @@ def test_bad_input_is_one_sentence_and_status_1(arguments, sentence, tmp_path):
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"), [("package.txt", "ends in .yaml"), ("nowhere/package.yaml", "nowhere/package.yaml")]
+)
+def test_a_package_that_cannot_be_written(target, sentence, tmp_path):
+    (tmp_path / "params.yaml").write_text("schema: ml_100k\ndata_version: abc\n")
+    done = narrowcast("compile", "-o", target, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"error: .*{re.escape(sentence)}.*\n", done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
 @pytest.mark.parametrize("text", ["[]", '{"version": 1}', '{"version": 1, "more": 2}'])

@@ -124,7 +124,7 @@ def test_the_package_is_uploaded_once_and_again_when_it_differs(narrowcast, api)
 
 def caching(package):
     """Of each step, whether it may be taken from the cache."""
-    tasks = next(yaml.safe_load_all(package))["root"]["dag"]["tasks"]
+    tasks = next(yaml.load_all(package, Loader=yaml.CSafeLoader))["root"]["dag"]["tasks"]
     return {name: task["cachingOptions"].get("enableCache", False) for name, task in tasks.items()}
 
 
