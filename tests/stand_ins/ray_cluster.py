@@ -1,22 +1,23 @@
 """A Kubernetes API over HTTP that knows RayJobs, pods, logs and events; a test says what becomes of a job there."""
 
+import contextlib
 import copy
 import functools
 import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import jsonschema
-import pytest
 import yaml
 
-from narrowcast.components.train import ray_api
+from narrowcast.components.train.ray_manifest import INSTANCE
 
-SCHEMA = Path(__file__).parents[4] / "shared" / "k8s-schemas" / "rayjob.ray.io.v1.json"
+SCHEMA = Path(__file__).parents[3] / "shared" / "k8s-schemas" / "rayjob.ray.io.v1.json"
 JOBS = re.compile(r"/apis/ray\.io/v1/namespaces/(?P<namespace>[^/]+)/rayjobs(?:/(?P<name>[^/]+))?")
 PODS = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/pods")
 LOG = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/pods/(?P<name>[^/]+)/log")
@@ -96,7 +97,7 @@ class Cluster:
         with self.changes:
             job = self.jobs.pop(name)
             self.deleted.append(name)
-            self.pods = {key: pod for key, pod in self.pods.items() if labels(pod).get(ray_api.INSTANCE) != name}
+            self.pods = {key: pod for key, pod in self.pods.items() if labels(pod).get(INSTANCE) != name}
             self.change("DELETED", job)
 
     def say(self, name: str, state: str, program: str = "", **more: str) -> None:
@@ -109,7 +110,7 @@ class Cluster:
     def pod(self, job: str, name: str, container: str, **status) -> None:
         with self.changes:
             self.pods[name] = {
-                "metadata": {"name": name, "labels": {ray_api.INSTANCE: job}},
+                "metadata": {"name": name, "labels": {INSTANCE: job}},
                 "spec": {"containers": [{"name": container}]},
                 "status": {"phase": "Running", **status},
             }
@@ -240,11 +241,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """The API, which the environment's kubeconfig names."""
-    state = Cluster()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"cluster": state}))
+@contextlib.contextmanager
+def serving(kubeconfig: Path) -> Iterator[Cluster]:
+    """A cluster's API at the address that is written to `kubeconfig`."""
+    cluster = Cluster()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"cluster": cluster}))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     settings = {
@@ -255,18 +256,9 @@ def cluster(tmp_path, monkeypatch):
         "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
         "current-context": "here",
     }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(settings))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
-    monkeypatch.setattr(ray_api, "LOOK_SECONDS", 1)
-    yield state
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def schema_check():
-    """Raises for a body that the cluster's definition of RayJobs does not allow."""
-    if not SCHEMA.exists():
-        pytest.skip(f"{SCHEMA} is absent")
-    return check
+    kubeconfig.write_text(yaml.safe_dump(settings))
+    try:
+        yield cluster
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -11,6 +11,7 @@ import time
 import boto3
 import pytest
 from kfp import dsl
+from ray_cluster import Fault, serving
 
 from narrowcast import objects
 from narrowcast.components.train import ray_api, ray_removal
@@ -30,6 +31,16 @@ UNSCHEDULABLE = {
         }
     ],
 }
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """The API, as the environment names it."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(ray_api, "LOOK_SECONDS", 1)
+    with serving(tmp_path / "kubeconfig") as found:
+        yield found
 
 
 @pytest.fixture
@@ -266,7 +277,7 @@ def test_a_job_made_by_a_request_without_an_answer_is_followed(cluster, run, mon
     create = cluster.create
 
     def create_unheard(body):
-        cluster.faults.append(_fault(cluster, "POST", "rayjobs", 409))
+        cluster.faults.append(Fault("POST", "rayjobs", 409))
         create(body)
         raise ConnectionResetError
 
@@ -274,12 +285,6 @@ def test_a_job_made_by_a_request_without_an_answer_is_followed(cluster, run, mon
     cluster.operator = succeed
     run()
     assert len(cluster.created) == 1
-
-
-def _fault(cluster, *arguments, **more):
-    """A Fault of the conftest's."""
-    module = sys.modules[type(cluster).__module__]
-    return module.Fault(*arguments, **more)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +309,7 @@ def _fault(cluster, *arguments, **more):
     ids=["create", "get", "watch", "pods", "quota", "crd", "namespace", "token", "invalid"],
 )
 def test_a_refusal_of_the_api_has_its_sentence(cluster, run, method, path, status, message, said):
-    cluster.faults.append(_fault(cluster, method, path, status, message))
+    cluster.faults.append(Fault(method, path, status, message))
     with pytest.raises(NarrowcastError, match=said):
         run()
 
@@ -319,7 +324,7 @@ def test_a_refusal_of_the_api_has_its_sentence(cluster, run, method, path, statu
     ids=["create", "watch", "pods"],
 )
 def test_what_passes_by_itself_is_tried_again(cluster, run, faults, monkeypatch):
-    cluster.faults += [_fault(cluster, *fault) for fault in faults]
+    cluster.faults += [Fault(*fault) for fault in faults]
     cluster.operator = lambda cluster, name: cluster.wait_for(name) and succeed(cluster, name)
     run()
     assert len(cluster.created) == 1
@@ -353,7 +358,7 @@ def test_a_watch_without_news_ends_and_starts_again(cluster, run):
 def test_an_api_that_never_answers_is_given_up(cluster, run, given, s3, monkeypatch):
     monkeypatch.setattr(ray_removal, "REMOVAL_SECONDS", 1)
     monkeypatch.setattr(ray_api.RayJobs.__init__, "__defaults__", (1,))
-    cluster.faults.append(_fault(cluster, "GET", "rayjobs/", 0, times=1000))
+    cluster.faults.append(Fault("GET", "rayjobs/", 0, times=1000))
     with pytest.raises(NarrowcastError, match=r"the Kubernetes API does not answer \(get in namespace 'runs'"):
         run()
 
