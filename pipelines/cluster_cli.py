@@ -1,6 +1,8 @@
 """`narrowcast submit`, `schedule`, `status`, `logs` and `cancel`: runs on Kubeflow Pipelines."""
 
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ from narrowcast.errors import NarrowcastError
 from narrowcast.pipelines.options import Json, Params, Set, changes
 
 if TYPE_CHECKING:
+    from narrowcast.pipelines.cluster_request import Request
     from narrowcast.pipelines.cluster_runs import Run
     from narrowcast.pipelines.cluster_settings import ClusterSettings
     from narrowcast.pipelines.kfp_client import KFP
@@ -60,7 +63,7 @@ def submit(
 
     settings, changed = _settings(params, set_), changes(set_)
     values = parameters.load(params, changed)
-    with prepared(values, settings, Path.cwd(), cached=not no_cache, allow_dirty=allow_dirty) as request:
+    with _checked(prepared(values, settings, Path.cwd(), cached=not no_cache, allow_dirty=allow_dirty)) as request:
         kfp = _connect(settings, host)
         made = work(kfp, request, name=run_name, experiment=experiment, create_experiment=create_experiment)
     uploaded = "uploaded" if made.new_version else "there already"
@@ -203,7 +206,7 @@ def schedule_create(
     )
     settings = _settings(params, set_)
     values = parameters.load(params, changes(set_))
-    with prepared(values, settings, Path.cwd(), cached=False, allow_dirty=allow_dirty) as request:
+    with _checked(prepared(values, settings, Path.cwd(), cached=False, allow_dirty=allow_dirty)) as request:
         made = schedules.create(
             _connect(settings, host),
             request,
@@ -277,6 +280,15 @@ def _connect(settings: "ClusterSettings", host: str) -> "KFP":
     from narrowcast.pipelines.kfp_client import connect
 
     return connect(host or settings.host, settings.namespace)
+
+
+@contextmanager
+def _checked(prepared: AbstractContextManager["Request"]) -> Iterator["Request"]:
+    """The request, and a sign of life while it is made: torch checks the parameters, which takes seconds to load."""
+    with ExitStack() as stack:
+        with note.status("checking the parameters, compiling the pipeline"):
+            request = stack.enter_context(prepared)
+        yield request
 
 
 def _wait(kfp: "KFP", run_id: str, as_json: bool) -> None:

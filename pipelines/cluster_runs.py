@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
@@ -68,7 +68,7 @@ def recent_runs(kfp: KFP, experiment_id: str, count: int) -> list[Run]:
     return [_run(kfp, found) for found, _ in zip(pages, range(count), strict=False)]
 
 
-def watch(kfp: KFP, run_id: str, sleep: Callable[[float], None] = time.sleep) -> Iterator[Run]:
+def watch(kfp: KFP, run_id: str) -> Iterator[Run]:
     """The run after every poll until it has ended. A server that is away for a minute is waited for.
 
     A run that was being cancelled ends as CANCELED, though the server calls it FAILED.
@@ -83,7 +83,7 @@ def watch(kfp: KFP, run_id: str, sleep: Callable[[float], None] = time.sleep) ->
         if run.ended:
             return
         while True:
-            sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
             try:
                 found = _get(kfp, run_id)
                 misses = 0

@@ -25,4 +25,6 @@ def experiment_id(kfp: KFP, name: str, *, create: bool = False) -> str:
         return str(made.experiment_id)
     known = [e.display_name for e in kfp.pages(doing, api.experiment_service_list_experiments, "experiments", **within)]
     hint = nearest(name, known) if known else "there is none yet"
-    raise NarrowcastError(f"no experiment '{name}' at {kfp.host}: {hint}; --create-experiment makes it")
+    raise NarrowcastError(
+        f"no experiment '{name}' at {kfp.host}: {hint}; `narrowcast submit --create-experiment` makes it"
+    )

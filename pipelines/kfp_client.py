@@ -92,7 +92,7 @@ def connect(host: str, namespace: str) -> KFP:
         )
     if "Failed to load kube config" in said.getvalue():
         raise KFPError(NO_HOST)
-    address = client._existing_config.host
+    address = client._existing_config.host = client._existing_config.host.rstrip("/")  # kubeconfig's ends with one
     health = _call(client, address, "connecting", client.healthzs.healthz_service_get_healthz)
     return KFP(client=client, host=address, namespace=namespace if health.multi_user else None)
 

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,7 @@ def logs(run: Run, namespace: str, step: str | None = None) -> Iterator[Line]:
         yield from _lines(core, namespace, pod, follow=False)
 
 
-def follow(
-    kfp: KFP, run: Run, namespace: str, step: str, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Line]:
+def follow(kfp: KFP, run: Run, namespace: str, step: str) -> Iterator[Line]:
     """What a step prints, as it prints it, until the step or the run has ended; later tries are followed, too."""
     core, shown = _core(), set[str]()
     while True:
@@ -72,7 +70,7 @@ def follow(
                 yield from _lines(core, namespace, pod, follow=True)
         if run.ended or any(s.name == step and s.state in cluster_runs.ENDED for s in run.steps):
             return
-        sleep(cluster_runs.POLL_SECONDS)
+        time.sleep(cluster_runs.POLL_SECONDS)
         run = cluster_runs.get_run(kfp, run.run_id)
 
 

@@ -160,13 +160,15 @@ class KFPServer:
 
     `token`: the one that is accepted; None, any. `faults`: a part of a path, the status or the page that it is answered
     with, and how often. `page_limit`: the most that a page holds. `course`: what a run goes through, as `frames` gives
-    it, or a status for when it is asked in vain; None: every step of its version succeeds.
+    it, or a status for when it is asked in vain; None: every step of its version succeeds. `prefix`: what comes before
+    the API's paths.
     """
 
     multi_user: bool = False
     token: str | None = None
     forbidden: bool = False
     delay: float = 0.0
+    prefix: str = ""
     page_limit: int = 200
     course: list | None = None
     tls: object = None
@@ -431,8 +433,9 @@ def handler(server):
 
         def answer(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            address = urllib.parse.urlsplit(self.path)
-            time.sleep(server.delay)
+            address = urllib.parse.urlsplit(self.path.removeprefix(server.prefix))
+            if server.delay:
+                time.sleep(server.delay)
             try:
                 self.faulty(address.path)
                 self.allowed()

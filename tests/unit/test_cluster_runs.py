@@ -13,7 +13,7 @@ import pytest
 import yaml
 from kfp_api import KFPServer, frames
 
-from narrowcast.pipelines import cli, cluster_runs, kfp_client
+from narrowcast.pipelines import cli, cluster_runs, kfp_client, placement
 from narrowcast.pipelines.graph import steps
 
 DAG = [name.replace("_", "-") for name in steps()]
@@ -26,8 +26,14 @@ def api():
     assert server.violations == []
 
 
+@pytest.fixture(scope="session")
+def compiled():
+    """Packages by their settings: each is compiled once."""
+    return {}
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, compiled):
     """A checkout with one commit and nothing but parameters."""
     cluster = {
         "parameters": {"data_remote": "s3://bucket/data", "online_store": "redis://redis.narrowcast.svc:6379/0"},
@@ -38,6 +44,15 @@ def project(tmp_path, monkeypatch):
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b.c commit -qm first"):
         subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
+    write = placement.write_package
+
+    def write_once(settings, path):
+        if repr(settings) not in compiled:
+            write(settings, path)
+            compiled[repr(settings)] = path.read_text()
+        path.write_text(compiled[repr(settings)])
+
+    monkeypatch.setattr(placement, "write_package", write_once)
     monkeypatch.setattr(cluster_runs, "POLL_SECONDS", 0.02)
     for name in (
         "KF_PIPELINES_ENDPOINT",
@@ -46,7 +61,7 @@ def project(tmp_path, monkeypatch):
         "KF_PIPELINES_SA_TOKEN_PATH",
     ):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "no-kubeconfig"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     return tmp_path
 
 
@@ -201,6 +216,17 @@ def test_a_server_away_for_a_while_is_waited_for(narrowcast, api):
     assert narrowcast("submit", "--wait")[0] == 0
 
 
+def test_an_interrupt_ends_the_waiting_and_not_the_run(narrowcast, api, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    status, out, err = narrowcast("submit", "--wait")
+    assert (status, out) == (130, "")
+    assert err.endswith(f"run {only(api.runs).run_id} goes on: `narrowcast cancel {only(api.runs).run_id}` ends it\n")
+    assert "run_service_terminate_run" not in api.changes
+
+
 @pytest.mark.parametrize("fault", [503, 401])
 def test_a_server_that_stays_away_is_not(narrowcast, api, monkeypatch, fault):
     monkeypatch.setattr(cluster_runs, "PATIENCE", 2)
@@ -284,8 +310,6 @@ def test_what_the_server_refuses_is_one_sentence(narrowcast, api, fault, parts):
 
 
 def test_a_pipeline_that_the_server_rejects(narrowcast, api, monkeypatch):
-    from narrowcast.pipelines import placement
-
     write = placement.write_package
 
     def spoilt(settings, path):
@@ -322,6 +346,21 @@ def test_the_host_is_found_as_the_client_does(narrowcast, api, monkeypatch):
     assert narrowcast("submit", host=None)[0] == 0
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://localhost:1")
     assert narrowcast("submit", "--set", f"cluster.host={api.url}", host=None)[0] == 0
+
+
+def test_the_cluster_of_kubeconfig(narrowcast, api, project):
+    api.prefix = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
+    api.token = "mine"
+    config = {
+        "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "me"}}],
+        "clusters": [{"name": "it", "cluster": {"server": api.url}}],
+        "users": [{"name": "me", "user": {"token": "mine"}}],
+    }
+    (project / "kubeconfig").write_text(yaml.safe_dump(config))
+    status, _, err = narrowcast("submit", host=None)
+    assert status == 0, err
+    assert len(api.runs) == 1
 
 
 def test_a_host_that_cannot_be_reached(narrowcast):
