@@ -75,14 +75,14 @@ class Rollout:
         new, least = self.challenger.predictor, self.settings.min_replicas
         self._share(champion, 0)
         self._smoke(self._ready(new, 1))
-        percent = 0
         for percent in self.settings.canary_percents:
             self._share(champion, percent)
             self._until(partial(self._is_routed, wanted=new, percent=percent), SHARE_SECONDS, _no_share)
             self._hold()
         _say(f"all requests to {revision(new)}")
         if self.settings.mode == "Standard":  # the canary keeps its share until the champion's pods are replaced
-            self._apply(with_canary(self.cluster.endpoint, "Standard", new, new, percent))
+            last = max((0, *self.settings.canary_percents))
+            self._apply(with_canary(self.cluster.endpoint, "Standard", new, new, last))
             self._ready(new, least, percent=100)
         else:
             self._ready(new, least)
