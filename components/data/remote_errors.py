@@ -68,13 +68,14 @@ def is_no_bucket(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The exception's words in one line, endpoints without a request's path; where it has none, its class's name."""
+    """The exception's words in one line, endpoints without a request's path."""
     text = re.sub(r"(https?://[^/\s\"]+)[^\s\"]*", r"\1", str(error))
-    return " ".join(text.split()).rstrip(".") or type(error).__name__
+    wordless = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return " ".join(text.split()).rstrip(".") or wordless
 
 
 def _names(error: BaseException) -> list[str]:
     """S3's code and the classes of the exception that began it all, then those of what that one led to."""
-    after = [str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))]
-    after += [kind.__name__ for kind in type(error).__mro__]
+    answer = getattr(error, "response", None) or {}
+    after = [str(answer.get("Error", {}).get("Code", "")), *(kind.__name__ for kind in type(error).__mro__)]
     return [*(_names(error.__cause__) if error.__cause__ else ()), *after]

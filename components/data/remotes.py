@@ -11,11 +11,15 @@ from dvc.config import Config
 from dvc.exceptions import DvcException
 from dvc.fs import get_cloud_fs
 from dvc.repo import Repo
+from fsspec.asyn import sync
 
 from narrowcast.components.data import remote_kinds  # noqa: F401  DVC takes its S3 and SSH
 from narrowcast.components.data.remote_errors import is_no_bucket, sentence
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import digest
+
+ANSWER_SECONDS = 20
+"""A remote that is asked for the first time and takes longer is not there."""
 
 
 class Remote:
@@ -33,13 +37,14 @@ class Remote:
             known = [name for name, remote in config["remote"].items() if _same(str(remote["url"]), address)]
             kind, settings, self.root = get_cloud_fs(config, **({"name": known[0]} if known else {"url": address}))
             self.fs = kind(**settings)
-            _ = self.fs.fs  # SSH connects
+            client = self.fs.fs  # SSH connects
         if self.fs.protocol == "local" and not writing and not Path(self.root).is_dir():
             raise NarrowcastError(
                 f"DVC remote {address} does not exist: take a snapshot here, or name the remote that holds the data"
             )
-        if writing:
-            self.names("")  # S3 answers
+        if client.async_impl:  # S3 answers, or this ends before it has been asked as often as in a transfer
+            with contextlib.suppress(FileNotFoundError), self._told("read", missing_passes=True):
+                sync(client.loop, client._ls, self.root, timeout=ANSWER_SECONDS)
 
     def download(self, path: str, target: Path) -> None:
         """Copy the file `path` to `target`. Raises FileNotFoundError where it is not there."""

@@ -19,6 +19,7 @@ from dvc.repo import Repo
 from kfp import dsl
 from moto.server import ThreadedMotoServer
 
+from narrowcast.components.data import remotes
 from narrowcast.components.data.component import checkout as checkout_step
 from narrowcast.components.data.remotes import Remote, object_path
 from narrowcast.components.data.versions import checkout, resolved, snapshot
@@ -288,6 +289,15 @@ def test_s3_that_will_not_have_us(s3_endpoint, project, tmp_path, monkeypatch, c
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     address = f"s3://{bucket}/some"
     assert refusal(project, address, tmp_path, capsys).startswith(sentence)
+
+
+def test_s3_that_takes_connections_and_says_nothing(s3_endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(remotes, "ANSWER_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        set_environment(monkeypatch, s3_endpoint.all)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(NarrowcastError, match=r"it cannot be reached \(no answer in time\)"):
+            checkout("latest:shop", "s3://data/some", tmp_path / "out")
 
 
 def test_an_account_that_may_only_read(s3_endpoint, project, tmp_path, monkeypatch):
