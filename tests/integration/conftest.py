@@ -55,6 +55,15 @@ def tiny_run(tiny_dataset, tiny_schema, tmp_path_factory) -> Artifacts:
     return made
 
 
+@pytest.fixture(scope="session")
+def another_model(tiny_run, tiny_schema, tmp_path_factory) -> Path:
+    """A packed model of the same plan that scores otherwise."""
+    folder = tmp_path_factory.mktemp("another")
+    train_from_plan(tiny_run.encoded, tiny_run.plan, TrainConfig(epochs=1, batch_size=256, seed=7), folder / "compact")
+    pack(folder / "compact", tiny_run.encoded, tiny_run.frame, tiny_schema, folder / "packed")
+    return folder / "packed"
+
+
 class RedisServer:
     """A Redis without persistence on a free port."""
 

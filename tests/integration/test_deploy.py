@@ -9,22 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from narrowcast.components.compact.pack import pack
 from narrowcast.components.serve import process
 from narrowcast.components.serve.deploy import champion_path, deploy, read_endpoint, start, status, stop
 from narrowcast.components.serve.rank import rank, ranking
-from narrowcast.components.train.fit import TrainConfig
-from narrowcast.components.train.run import train_from_plan
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import StepRecord, digest, read_json, write_json
-
-
-@pytest.fixture(scope="module")
-def another_model(tiny_run, tiny_schema, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("another")
-    train_from_plan(tiny_run.encoded, tiny_run.plan, TrainConfig(epochs=1, batch_size=256, seed=7), folder / "compact")
-    pack(folder / "compact", tiny_run.encoded, tiny_run.frame, tiny_schema, folder / "packed")
-    return folder / "packed"
 
 
 @pytest.fixture

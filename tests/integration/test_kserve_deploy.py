@@ -22,25 +22,14 @@ from kubernetes.config import kube_config
 from moto.server import ThreadedMotoServer
 
 from narrowcast import objects
-from narrowcast.components.compact.pack import pack
 from narrowcast.components.serve import kserve_api, kserve_rollout, kserve_spec, process
 from narrowcast.components.serve.kserve_deploy import deploy, find_endpoint
 from narrowcast.components.serve.kserve_settings import KServeSettings
-from narrowcast.components.train.fit import TrainConfig
-from narrowcast.components.train.run import train_from_plan
 from narrowcast.errors import NarrowcastError
 from narrowcast.records import digest, read_json, write_json
 
 SETTINGS = {"image": "narrowcast:test", "ready_seconds": 60, "smoke_requests": 2, "canary_seconds": 1}
 PLACES = {"--model", "--store", "--host", "--port", "--grpc-port"}
-
-
-@pytest.fixture(scope="module")
-def another_model(tiny_run, tiny_schema, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("another")
-    train_from_plan(tiny_run.encoded, tiny_run.plan, TrainConfig(epochs=1, batch_size=256, seed=7), folder / "compact")
-    pack(folder / "compact", tiny_run.encoded, tiny_run.frame, tiny_schema, folder / "packed")
-    return folder / "packed"
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +232,7 @@ FATES = {
 }
 
 
-@pytest.mark.parametrize(("name", "mode"), zip(FATES, ["Standard", "Knative"] * 3, strict=True))
+@pytest.mark.parametrize(("name", "mode"), list(zip(FATES, ["Standard", "Knative"] * 3, strict=True)))
 def test_a_model_that_does_not_come_up(name, mode, cluster, predictors, run, home, tiny_run, another_model):
     fate, sentence = FATES[name]
     predictors.fates[digest(another_model)] = fate
