@@ -143,26 +143,32 @@ def tiny_encoded(tiny_frame, tiny_schema, tmp_path_factory) -> Path:
     return target
 
 
-@pytest.fixture
-def s3(monkeypatch) -> Iterator[str]:
-    """Address of an empty bucket of a real S3 endpoint, which the environment names."""
-    import boto3
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Address of a real S3 endpoint."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint, monkeypatch) -> Iterator[str]:
+    """Address of an empty bucket of the S3 endpoint, which the environment names."""
+    import boto3
+
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": s3_endpoint,
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="narrowcast")
+    boto3.client("s3").create_bucket(Bucket="narrowcast")
     yield "s3://narrowcast"
-    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset).close()  # the servers of one process share their content
-    server.stop()
+    reset = urllib.request.Request(f"{s3_endpoint}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()

@@ -67,6 +67,7 @@ def search(  # type: ignore[no-untyped-def]
         if ray:
             from narrowcast.components.train.rayjob import run_step
 
-            run_step("narrowcast.components.search.component:search", given, outputs=["plan"], ray=ray)
+            on_cpus = {**ray, "gpus_per_worker": 0}  # as trials train, wherever they run
+            run_step("narrowcast.components.search.component:search", given, outputs=["plan"], ray=on_cpus)
         else:
             search_plan(encoded.path, config, plan.path)

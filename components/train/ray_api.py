@@ -22,6 +22,8 @@ LOOK_SECONDS = 10
 """How long a watch waits for a change."""
 PATIENCE_SECONDS = 300
 """How long the API may give no answer."""
+PAUSE_SECONDS = 0.5
+"""Before what has failed is asked for again; twice as long each time it fails once more, up to MOST_PAUSE_SECONDS."""
 MOST_PAUSE_SECONDS = 20
 TIMEOUT = (5, LOOK_SECONDS + 20)
 """Seconds until a connection stands, and between two parts of an answer."""
@@ -122,6 +124,7 @@ class RayJobs:
                 raise self._refused("watch", error) from None
         except (urllib3.exceptions.HTTPError, OSError, ValueError):
             pass  # a connection that ended in the midst of a line, too
+        time.sleep(PAUSE_SECONDS)
         return self.get(job["metadata"]["name"])
 
     def pods(self, name: str) -> list[Object]:
@@ -175,7 +178,7 @@ class RayJobs:
     def _ask(self, verb: str, call: Callable[[], Any]) -> Any:
         """What `call` gives; no answer and a busy server are tried again, after longer and longer pauses."""
         given_up = time.monotonic() + self.patience_seconds
-        pause = 0.5
+        pause = PAUSE_SECONDS
         while True:
             try:
                 return call()
