@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -323,6 +325,6 @@ def _said(schedule: "Schedule", state: str, as_json: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    from narrowcast.pipelines.cluster_tables import as_json
-
-    print(json.dumps(as_json(value), indent=1))
+    """A dataclass or a list of them, times in ISO 8601."""
+    plain = [asdict(item) for item in value] if isinstance(value, list) else asdict(value)
+    print(json.dumps(plain, indent=1, default=datetime.isoformat))

@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from narrowcast.errors import NarrowcastError
-from narrowcast.pipelines.kfp_client import KFP, KFPError
+from narrowcast.pipelines.kfp_client import KFP, PAGE_SIZE, KFPError
 
 POLL_SECONDS = 5.0
 PATIENCE = 12
@@ -64,6 +64,7 @@ def recent_runs(kfp: KFP, experiment_id: str, count: int) -> list[Run]:
         "runs",
         experiment_id=experiment_id,
         sort_by="created_at desc",
+        page_size=min(count, PAGE_SIZE),
     )
     return [_run(kfp, found) for found, _ in zip(pages, range(count), strict=False)]
 
@@ -74,26 +75,14 @@ def watch(kfp: KFP, run_id: str) -> Iterator[Run]:
     A run that was being cancelled ends as CANCELED, though the server calls it FAILED.
     """
     found = _get(kfp, run_id)
-    order = _order(kfp, found)
-    misses, cancelling = 0, False
+    order, cancelling = _order(kfp, found), False
     while True:
         cancelling |= found.state == CANCELLING
         run = _run(kfp, found, _steps(found, order), cancelled=cancelling)
         yield run
         if run.ended:
             return
-        while True:
-            time.sleep(POLL_SECONDS)
-            try:
-                found = _get(kfp, run_id)
-                misses = 0
-                break
-            except KFPError as error:
-                misses += 1
-                if misses > PATIENCE or error.status in {401, 403, 404}:
-                    raise KFPError(
-                        f"{error}; the run goes on: `narrowcast status {run_id}` asks for it again", error.status
-                    ) from None
+        found = _poll(kfp, run_id)
 
 
 def cancel(kfp: KFP, run_id: str) -> Run:
@@ -112,6 +101,19 @@ def _get(kfp: KFP, run_id: str) -> Any:
         if error.status != 404:
             raise
         raise KFPError(f"no run '{run_id}' at {kfp.host}: `narrowcast status` lists the last ones", 404) from None
+
+
+def _poll(kfp: KFP, run_id: str) -> Any:
+    """The run a while later, however often it takes to ask."""
+    for misses in range(PATIENCE + 1):
+        time.sleep(POLL_SECONDS)
+        try:
+            return _get(kfp, run_id)
+        except KFPError as error:
+            if misses == PATIENCE or error.status in {401, 403, 404}:
+                mend = f"the run goes on: `narrowcast status {run_id}` asks for it again"
+                raise KFPError(f"{error}; {mend}", error.status) from None
+    raise AssertionError("the last miss raises")
 
 
 def _run(kfp: KFP, found: Any, steps: tuple[Step, ...] = (), *, cancelled: bool = False) -> Run:
@@ -145,15 +147,15 @@ def _order(kfp: KFP, found: Any) -> list[str]:
     if not spec:
         return []
     tasks = spec.get("pipeline_spec", spec)["root"]["dag"]["tasks"]
-    return list(
-        TopologicalSorter({name: task.get("dependentTasks", ()) for name, task in tasks.items()}).static_order()
-    )
+    before = {name: task.get("dependentTasks", ()) for name, task in tasks.items()}
+    return list(TopologicalSorter(before).static_order())
 
 
 def _steps(found: Any, order: list[str]) -> tuple[Step, ...]:
     """A step is a node of the workflow with the step's name, and before that one there is its driver."""
     nodes = {node.display_name: node for node in (found.run_details and found.run_details.task_details) or []}
-    names = order or sorted({name.removesuffix("-driver") for name in nodes} - {"root", "executor", found.display_name})
+    driven = {name.removesuffix("-driver") for name in nodes if name.endswith("-driver")}
+    names = order or sorted(driven - {"root"})
     return tuple(_step(name, nodes.get(name), nodes.get(f"{name}-driver")) for name in names)
 
 

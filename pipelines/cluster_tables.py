@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from narrowcast.pipelines.cluster_runs import Run
@@ -18,7 +18,7 @@ COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "yellow", "CANCELI
 
 def run_table(run: Run) -> Table:
     """A run's steps, their states and how long they have taken."""
-    table = Table("step", "state", "duration", title=f"{run.name}: {_state(run.state)}")
+    table = Table("step", "state", "duration", title=f"{escape(run.name)}: {_state(run.state)}")
     for step in run.steps:
         table.add_row(step.name, _state(step.state), _duration(step.started, step.finished, run.ended))
     return table
@@ -28,7 +28,8 @@ def runs_table(runs: Iterable[Run]) -> Table:
     table = Table("run", "name", "state", "created (UTC)", "duration")
     for run in runs:
         created = f"{run.created:%Y-%m-%d %H:%M}" if run.created else ""
-        table.add_row(run.run_id, run.name, _state(run.state), created, _duration(run.created, run.finished, run.ended))
+        duration = _duration(run.created, run.finished, run.ended)
+        table.add_row(run.run_id, escape(run.name), _state(run.state), created, duration)
     return table
 
 
@@ -36,23 +37,12 @@ def schedules_table(schedules: Iterable[Schedule]) -> Table:
     table = Table("name", "when", "state", "next (UTC)", "id")
     for schedule in schedules:
         state = "[green]on[/]" if schedule.enabled else "[yellow]paused[/]"
-        table.add_row(schedule.name, schedule.when, state, times(schedule.upcoming[:1]), schedule.schedule_id)
+        table.add_row(escape(schedule.name), schedule.when, state, times(schedule.upcoming[:1]), schedule.schedule_id)
     return table
 
 
 def times(given: Iterable[datetime]) -> str:
     return ", ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in given)
-
-
-def as_json(value: Any) -> Any:
-    """A dataclass or a list of them as JSON takes it, times in ISO 8601."""
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if isinstance(value, dict):
-        return {key: as_json(item) for key, item in value.items()}
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return as_json(asdict(value)) if hasattr(value, "__dataclass_fields__") else value
 
 
 @contextlib.contextmanager

@@ -12,10 +12,9 @@ def experiment_id(kfp: KFP, name: str, *, create: bool = False) -> str:
     from kfp_server_api import V2beta1Experiment
 
     api = kfp.client.experiments
-    within = {"namespace": kfp.namespace} if kfp.namespace else {}
     doing = f"looking for experiment '{name}'"
     found = kfp.call(
-        doing, api.experiment_service_list_experiments, filter=equals("display_name", name), **within
+        doing, api.experiment_service_list_experiments, filter=equals("display_name", name), **kfp.within
     ).experiments
     if found:
         return str(found[0].experiment_id)
@@ -23,7 +22,9 @@ def experiment_id(kfp: KFP, name: str, *, create: bool = False) -> str:
         new = V2beta1Experiment(display_name=name, namespace=kfp.namespace)
         made = kfp.call(f"creating experiment '{name}'", api.experiment_service_create_experiment, new)
         return str(made.experiment_id)
-    known = [e.display_name for e in kfp.pages(doing, api.experiment_service_list_experiments, "experiments", **within)]
+    known = [
+        e.display_name for e in kfp.pages(doing, api.experiment_service_list_experiments, "experiments", **kfp.within)
+    ]
     hint = nearest(name, known) if known else "there is none yet"
     raise NarrowcastError(
         f"no experiment '{name}' at {kfp.host}: {hint}; `narrowcast submit --create-experiment` makes it"

@@ -39,15 +39,22 @@ class KFP:
     host: str
     namespace: str | None
 
+    @property
+    def within(self) -> dict[str, Any]:
+        """The option of a list that keeps to the user's namespace, where there are several."""
+        return {"namespace": self.namespace} if self.namespace else {}
+
     def call(self, doing: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """What a method of the generated API answers. Raises KFPError that begins with `doing`."""
         return _call(self.client, self.host, doing, method, *arguments, **options)
 
-    def pages(self, doing: str, method: Callable[..., Any], items: str, *arguments: Any, **options: Any) -> Iterator:
+    def pages(
+        self, doing: str, method: Callable[..., Any], items: str, *, page_size: int = PAGE_SIZE, **options: Any
+    ) -> Iterator[Any]:
         """Every item of a list, over all its pages; `items` names the answer's attribute."""
         token = ""
         while True:
-            page = self.call(doing, method, *arguments, page_token=token, page_size=PAGE_SIZE, **options)
+            page = self.call(doing, method, page_token=token, page_size=page_size, **options)
             yield from getattr(page, items) or []
             token = page.next_page_token
             if not token:
@@ -146,6 +153,8 @@ def _unreachable(host: str, reason: Any) -> str:
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError, SSLError
 
     if isinstance(reason, SSLError) or "SSLError" in str(reason):
+        if "WRONG_VERSION_NUMBER" in str(reason):
+            return f"{host} does not speak TLS: write the address with http://"
         return (
             f"the certificate of {host} was not accepted ({_one_line(reason)}): name the certificate authority's file "
             "in SSL_CERT_FILE"
@@ -161,13 +170,11 @@ def _unreachable(host: str, reason: Any) -> str:
 
 
 def _refused(host: str, status: int, body: str | None) -> str:
-    said = _message(body)
+    said = _message(body) or "no reason given"
     if status == 401:
         return f"{host} did not accept the credentials ({said}): give a valid token in {TOKEN}"
     if status == 403:
         return f"{host} does not allow it ({said}): ask for the right in that namespace, or use another account"
-    if status == 404 and not said:
-        return f"{host} does not know the address: is it the API of Kubeflow Pipelines 2?"
     if status >= 500:
         return f"{host} failed ({status}: {said}): look at the log of the deployment ml-pipeline, then try again"
     return f"{host} refused it ({status}: {said})"

@@ -160,9 +160,8 @@ def _change(kfp: KFP, name: str, doing: str, method: str) -> Schedule:
 
 
 def _list(kfp: KFP, **options: Any) -> list[Any]:
-    within = {"namespace": kfp.namespace} if kfp.namespace else {}
     method = kfp.client.recurring_runs.recurring_run_service_list_recurring_runs
-    return list(kfp.pages("listing schedules", method, "recurring_runs", **within, **options))
+    return list(kfp.pages("listing schedules", method, "recurring_runs", **kfp.within, **options))
 
 
 def _named(kfp: KFP, name: str) -> list[Any]:

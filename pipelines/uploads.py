@@ -61,7 +61,7 @@ def _pipeline(kfp: KFP) -> Any:
         f"looking for pipeline {PIPELINE}",
         kfp.client.pipelines.pipeline_service_list_pipelines,
         filter=equals("display_name", PIPELINE),
-        **({"namespace": kfp.namespace} if kfp.namespace else {}),
+        **kfp.within,
     )
     return next(iter(found.pipelines or []), None)
 

@@ -392,7 +392,8 @@ class KFPServer:
                 state=state,
             )
 
-        found = [node("root-driver", "SUCCEEDED"), node("root", run.state, ended=run.state in ENDED)] if steps else []
+        whole = [node(name, run.state, ended=run.state in ENDED) for name in ("narrowcast-training-x7k2p", "root")]
+        found = [*whole, node("root-driver", "SUCCEEDED")] if steps else []
         for name, state in reversed(steps.items()):
             if state == "DRIVING":
                 found.append(node(f"{name}-driver", "RUNNING", ended=False))

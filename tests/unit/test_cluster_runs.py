@@ -143,6 +143,12 @@ def caching(package):
     return {name: task["cachingOptions"].get("enableCache", False) for name, task in tasks.items()}
 
 
+def test_the_latest_data_is_fetched_every_time(narrowcast, api):
+    assert narrowcast("submit", "--set", "data_version=latest:data/raw/shop")[0] == 0
+    assert only(api.versions).name == commit() + "-uncached"
+    assert only(api.runs).runtime_config.parameters["data_version"] == "latest:data/raw/shop"
+
+
 def test_an_unclean_checkout_is_named_so(narrowcast, api, project):
     with (project / "params.yaml").open("a") as file:
         file.write("seed: 1\n")
@@ -363,10 +369,11 @@ def test_the_cluster_of_kubeconfig(narrowcast, api, project):
     assert len(api.runs) == 1
 
 
-def test_a_host_that_cannot_be_reached(narrowcast):
+def test_a_host_that_cannot_be_reached(narrowcast, api):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert_sentence(narrowcast("status", host=f"http://127.0.0.1:{port}"), "cannot be reached", "Connection refused")
+    assert_sentence(narrowcast("status", host=api.url.removeprefix("http://")), "does not speak TLS", "with http://")
     assert_sentence(narrowcast("status", host="http://no-such-host.invalid"), "no-such-host.invalid cannot be reached")
     assert_sentence(narrowcast("status", host="http://127.0.0.1:port"), "cannot be reached")
 
