@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -53,7 +53,10 @@ class When:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """A recurring run that the server holds. `when` is its cron with six fields, or its interval in words."""
+    """A recurring run that the server holds. `when` is its cron with six fields, or its interval in words.
+
+    `upcoming`: its next times; none while it is paused, and none of an interval's, which counts from its last run.
+    """
 
     schedule_id: str
     name: str
@@ -120,7 +123,7 @@ def create(
     )
     api = kfp.client.recurring_runs
     made = kfp.call(f"creating schedule '{name}'", api.recurring_run_service_create_recurring_run, wanted)
-    return _schedule(kfp, made)
+    return replace(_schedule(kfp, made), upcoming=tuple(when.upcoming(3, datetime.now(UTC))))
 
 
 def schedules(kfp: KFP) -> list[Schedule]:
@@ -187,15 +190,16 @@ def _find(kfp: KFP, name: str) -> Any:
 
 
 def _schedule(kfp: KFP, found: Any) -> Schedule:
-    cron, periodic = found.trigger.cron_schedule, found.trigger.periodic_schedule
+    cron = found.trigger and found.trigger.cron_schedule
+    periodic = found.trigger and found.trigger.periodic_schedule
     enabled = found.status != "DISABLED"
     text, times = "", []
-    if cron is not None and cron.cron:
+    if cron and cron.cron:
         text = cron.cron
         with contextlib.suppress(NarrowcastError):  # another program may have written what only the server reads
             read = parse(text if len(text.split()) != 5 else f"{text} *")  # the server's five begin with seconds
             times = When(cron=read, start=cron.start_time, end=cron.end_time).upcoming(3, datetime.now(UTC))
-    elif periodic is not None:
+    elif periodic:
         text = f"every {timedelta(seconds=int(periodic.interval_second))}"
     reference = found.pipeline_version_reference
     return Schedule(

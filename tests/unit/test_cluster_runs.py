@@ -445,6 +445,7 @@ def test_a_schedule_by_interval_with_bounds(narrowcast, api):
         *("--catch-up", "--set", "data_version=latest:data/raw/shop", "--json"),
     )
     assert done[0] == 0, done[2]
+    assert json.loads(done[1])["upcoming"] == ["2099-05-01T00:00:00+00:00", "2099-05-01T06:00:00+00:00"]
     job = only(api.recurring_runs)
     schedule = job.trigger.periodic_schedule
     assert schedule.interval_second == "21600"
