@@ -63,8 +63,8 @@ def submit(
     from narrowcast.pipelines.cluster_request import prepared
     from narrowcast.pipelines.submit import submit as work
 
-    settings, changed = _settings(params, set_), changes(set_)
-    values = parameters.load(params, changed)
+    settings = _settings(params, set_)
+    values = parameters.load(params, changes(set_))
     with _checked(prepared(values, settings, Path.cwd(), cached=not no_cache, allow_dirty=allow_dirty)) as request:
         kfp = _connect(settings, host)
         made = work(kfp, request, name=run_name, experiment=experiment, create_experiment=create_experiment)
