@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 MANAGER = "narrowcast"
 """Owns the fields that the deploy step sets; a field that somebody else set is never taken from them."""
-SECONDS = 30
-"""For one answer."""
+WITHIN = {"_request_timeout": 30}
+"""Seconds for one answer."""
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Between attempts, in seconds, while the API is busy or away."""
 BUSY = frozenset({429, 500, 502, 503, 504})
@@ -27,6 +27,10 @@ T = TypeVar("T")
 
 class ClusterError(NarrowcastError):
     """The cluster does not do what it is asked, whatever the model is."""
+
+
+class MissingKindError(ClusterError):
+    """The API has no objects of that kind."""
 
 
 class Cluster:
@@ -58,13 +62,13 @@ class Cluster:
     def find(self) -> Body | None:
         """The InferenceService as it is now, None where there is none."""
         where = GROUP, VERSION, self.namespace, PLURAL, self.endpoint
-        found: Body | None = self._ask("get", lambda: self._objects.get_namespaced_custom_object(*where, **_WITHIN))
+        found: Body | None = self._ask("get", lambda: self._objects.get_namespaced_custom_object(*where, **WITHIN))
         return found
 
     def apply(self, body: Body) -> Body:
         """Make the InferenceService as `body` says, by a server-side apply. Returns it as it is then."""
         where = GROUP, VERSION, self.namespace, PLURAL, self.endpoint
-        options = {"field_manager": MANAGER, "field_validation": "Strict", **_WITHIN}
+        options = {"field_manager": MANAGER, "field_validation": "Strict", **WITHIN}
         found: Body | None = self._ask(
             "apply", lambda: self._applied.patch_namespaced_custom_object(*where, body, **options)
         )
@@ -76,7 +80,7 @@ class Cluster:
         """The HTTPRoute that KServe made for the endpoint; None where it made none."""
         where = "gateway.networking.k8s.io", "v1", self.namespace, "httproutes", self.endpoint
         try:
-            found: Body | None = self._ask("get", lambda: self._objects.get_namespaced_custom_object(*where, **_WITHIN))
+            found: Body | None = self._ask("get", lambda: self._objects.get_namespaced_custom_object(*where, **WITHIN))
         except MissingKindError:
             return None
         return found
@@ -86,13 +90,13 @@ class Cluster:
         wanted = {f"{GROUP}/inferenceservice": self.endpoint, **labels}
         selector = ",".join(f"{key}={value}" for key, value in wanted.items())
         found = self._ask(
-            "list pods of", lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector, **_WITHIN)
+            "list pods of", lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector, **WITHIN)
         )
         return [pod for pod in found.items if not pod.metadata.deletion_timestamp] if found else []
 
     def log(self, pod: str, container: str, *, previous: bool) -> str:
         """The end of what a container printed, `previous`: before it was started again. Empty where it is gone."""
-        options = {"container": container, "previous": previous, "tail_lines": LOG_LINES, **_WITHIN}
+        options = {"container": container, "previous": previous, "tail_lines": LOG_LINES, **WITHIN}
         try:
             found = self._ask(
                 "read logs of", lambda: self._core.read_namespaced_pod_log(pod, self.namespace, **options)
@@ -146,13 +150,6 @@ class Cluster:
 
     def __str__(self) -> str:
         return f"InferenceService {self.namespace}/{self.endpoint}"
-
-
-class MissingKindError(ClusterError):
-    """The API has no objects of that kind."""
-
-
-_WITHIN = {"_request_timeout": SECONDS}
 
 
 def _told(error: Any) -> dict[str, Any]:

@@ -205,9 +205,11 @@ def _or_back(rollout: Rollout, champion: kserve_spec.Predictor | None) -> Iterat
             try:
                 rollout.restore(champion, wait=isinstance(error, Exception))
             except NarrowcastError as second:
-                said = f"and what served before could not be applied again ({second}): deploy again, which does it"
+                if str(second) == str(error):  # refused like the first request, so that nothing was begun
+                    raise error from None
+                said = f"what served before could not be applied again ({second}): deploy again, which does it"
                 if isinstance(error, NarrowcastError):
-                    raise type(error)(f"{error}; {said}") from None
+                    raise type(error)(f"{error}; and {said}") from None
                 print(f"error: {said}", file=sys.stderr, flush=True)
             raise
 
