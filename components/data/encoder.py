@@ -36,7 +36,7 @@ class Encoder:
         self.schema = schema
         self.layout = layout_of(schema, {name: len(table) for name, table in tables.items()})
         self._fields = {f.name: f for f in schema.inputs}
-        self._tables = tables
+        self._tables = {name: table.combine_chunks() for name, table in tables.items()}
         self._scales = scales
         self._indexes: dict[str, Index] = {}
 
@@ -169,7 +169,8 @@ class Encoder:
 
     def _index(self, table: str) -> Index:
         if table not in self._indexes:
-            self._indexes[table] = index(self._tables[table].column("value").combine_chunks())
+            (values,) = self._tables[table].column("value").chunks  # as they are, not a second time
+            self._indexes[table] = index(values)
         return self._indexes[table]
 
     def _lookup(self, table: str, text: pa.Array) -> NDArray[np.int32]:

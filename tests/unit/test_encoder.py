@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from narrowcast.components.data.encoded import PAD
 from narrowcast.components.data.encoder import Encoder, Fitting
 from narrowcast.components.data.schema import Schema
+from narrowcast.components.data.vocabulary import LARGE_ROWS
 from narrowcast.errors import NarrowcastError
 
 SCHEMA = Schema.from_text("""
@@ -33,6 +35,13 @@ fields:
   - {name: stock, type: numeric, nullable: true}
   - {name: rank, type: numeric, transform: none}
 history: {max_length: 3}
+""")
+
+CITIES = Schema.from_text("""
+name: cities
+sources: {events: {path: log.csv, format: csv}}
+label: {column: bought}
+fields: [{name: city, type: categorical, min_count: 1}]
 """)
 
 ids = st.sampled_from(["a", "b", "c", "d", "e", "10", "2"])
@@ -279,6 +288,18 @@ def test_absent_inputs_are_named():
     del given["city"]
     with pytest.raises(NarrowcastError, match="input 'city' is missing"):
         ENCODER.transform(given)
+
+
+def test_a_vocabulary_read_in_pieces_is_in_memory_once(tmp_path):
+    texts = [f"{number:040d}" for number in range(4 * LARGE_ROWS)]
+    Encoder.fit({"city": texts}, CITIES).save(tmp_path)
+    assert pq.read_table(tmp_path / "vocabulary_city.parquet").column("value").num_chunks > 1
+    encoder = Encoder.load(tmp_path)
+    before = pa.total_allocated_bytes()
+    ids_n = encoder.transform({"city": texts[::-1]}).ids_BF[:, 0]
+    assert pa.total_allocated_bytes() - before < 40 * LARGE_ROWS
+    known = encoder.values("city")
+    assert [known[i] for i in ids_n] == texts[::-1]
 
 
 def test_broken_encoder_is_named(tmp_path):
