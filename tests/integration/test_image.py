@@ -160,30 +160,55 @@ def test_a_step_that_fails_in_its_container_has_failed(run_in_containers, tiny_r
     assert "prize" in capfd.readouterr().out
 
 
-def test_the_predictor_answers_in_a_confined_container(podman, image, tiny_run):
+@pytest.fixture
+def start(podman, image):
+    """Starts a command in a confined container, which is removed after the test; the container."""
+    started = []
+
+    def start_container(*arguments, command):
+        started.append(podman("run", "--detach", *CONFINED, *arguments, image, *command).strip())
+        return started[-1]
+
+    yield start_container
+    for container in started:
+        podman("rm", "--force", container)
+
+
+def wait_for(answers, container, podman):
+    deadline = time.monotonic() + 180
+    while not answers():
+        running = podman("inspect", "--format={{.State.Running}}", container).strip() == "true"
+        if not running or time.monotonic() > deadline:
+            logs = subprocess.run(["podman", "logs", container], capture_output=True, text=True, check=False)
+            pytest.fail(f"no answer from {container}:\n{logs.stdout}{logs.stderr}")
+        time.sleep(0.2)
+
+
+def test_the_predictor_answers_in_a_confined_container(podman, start, tiny_run):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mounts = [f"--volume={tiny_run.packed_model}:/mnt/model:ro", f"--volume={tiny_run.feature_store}:/mnt/store:ro"]
     server = ["python", "-m", "narrowcast.components.serve.server", "--model", "/mnt/model", "--store", "/mnt/store"]
-    container = podman(
-        *("run", "--detach", "--network=host", *CONFINED, *mounts, image, *server, "--port", str(port))
-    ).strip()
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while not client.is_ready(url, "tiny"):
-            assert podman("inspect", "--format={{.State.Running}}", container).strip() == "true", logs(container)
-            assert time.monotonic() < deadline, logs(container)
-            time.sleep(0.2)
-        sample = read_json(tiny_run.packed_model / "sample_request.json")
-        answer = client.infer(url, "tiny", sample["request"]["inputs"])
-        assert client.probabilities(answer) == pytest.approx(sample["expected"], abs=sample["tolerance"])
-        assert answer["model_version"] == digest(tiny_run.packed_model)
-    finally:
-        podman("rm", "--force", container)
+    container = start("--network=host", *mounts, command=[*server, "--port", str(port)])
+    url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: client.is_ready(url, "tiny"), container, podman)
+    sample = read_json(tiny_run.packed_model / "sample_request.json")
+    answer = client.infer(url, "tiny", sample["request"]["inputs"])
+    assert client.probabilities(answer) == pytest.approx(sample["expected"], abs=sample["tolerance"])
+    assert answer["model_version"] == digest(tiny_run.packed_model)
 
 
-def logs(container):
-    done = subprocess.run(["podman", "logs", container], capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
+def test_ray_is_probed_and_takes_a_job_as_kuberay_asks(podman, start):
+    token = ["--env=RAY_AUTH_MODE=token", f"--env=RAY_AUTH_TOKEN={'0' * 32}"]
+    head = ["ray", "start", "--head", "--block", "--num-cpus=0", "--dashboard-host=0.0.0.0"]
+    container = start("--network=none", *token, command=[*head, "--object-store-memory=80000000"])
+
+    def inside(*command):
+        return subprocess.run(["podman", "exec", container, *command], capture_output=True, text=True, check=False)
+
+    probe = "import urllib.request; print(urllib.request.urlopen('http://localhost:52365/api/healthz').read())"
+    wait_for(lambda: inside("python", "-c", probe).returncode == 0, container, podman)
+    job = inside("ray", "job", "submit", "--address=http://localhost:8265", "--", "python", "-c", "print(6 * 7)")
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert "42" in job.stdout.splitlines()
