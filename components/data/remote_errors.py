@@ -19,7 +19,6 @@ UNKNOWN_HOST = (
 )
 NO_LOGIN = "the host lets us not in ({reason}): check the user, and the key in DVC's `keyfile`, ~/.ssh or the agent"
 BAD_KEY = "the SSH key cannot be used ({reason}): give a key that needs no passphrase, or load it into the agent"
-
 NO_FILE = "{reason}: check the address and, for SSH, DVC's `keyfile`"
 BAD_VALUE = "{reason}: mend AWS_ENDPOINT_URL, or what DVC's config says of the remote"
 

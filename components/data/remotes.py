@@ -34,7 +34,7 @@ class Remote:
         self.address = address
         with self._told("use"):
             config = dvc_config(root)
-            known = [name for name, remote in config["remote"].items() if _same(str(remote["url"]), address)]
+            known = [name for name, own in config["remote"].items() if own["url"].rstrip("/") == address.rstrip("/")]
             kind, settings, self.root = get_cloud_fs(config, **({"name": known[0]} if known else {"url": address}))
             self.fs = kind(**settings)
             client = self.fs.fs  # SSH connects
@@ -53,11 +53,9 @@ class Remote:
 
     def read(self, path: str) -> str:
         """The text of the file `path`. Raises FileNotFoundError where it is not there."""
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # opened in place, it is asked for by HEAD, whose refusals are mute
+        with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "copy"
-            self.download(path, copy)
+            self.download(path, copy)  # to open it in place s3fs asks by HEAD, and a refusal of that has no reason
             return copy.read_text(errors="replace")
 
     def write(self, path: str, text: str) -> None:
@@ -116,8 +114,6 @@ class Remote:
         """Turn a client's exception into its sentence; a missing file's, but no missing bucket's, may pass."""
         try:
             yield
-        except NarrowcastError:
-            raise
         except Exception as error:  # each kind of remote has its client's own exceptions
             if missing_passes and isinstance(error, FileNotFoundError) and not is_no_bucket(error):
                 raise
@@ -148,7 +144,3 @@ def dvc_config(root: Path | None = None) -> Config:
     except DvcException:
         folder = None
     return Config(folder)
-
-
-def _same(one: str, other: str) -> bool:
-    return one.rstrip("/") == other.rstrip("/")

@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from narrowcast.components.data import latest
 from narrowcast.components.data.remote_errors import one_line
@@ -66,8 +67,11 @@ def checkout(version: str, remote: str, target: str | Path) -> str:
         store.fetch(found, listing, found)
         entries = json.loads(listing.read_text())
         listing.unlink()
-        for entry in track(entries, "fetching data", console=console, transient=True, disable=not console.is_terminal):
-            store.fetch(entry["md5"], folder / entry["relpath"], found)
+        bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        with ThreadPoolExecutor(store.fs.jobs) as threads, bar:
+            fetched = threads.map(lambda entry: store.fetch(entry["md5"], folder / entry["relpath"], found), entries)
+            for _ in bar.track(fetched, total=len(entries), description="fetching data"):
+                pass  # the first failure is raised here, and what has not begun is left
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         metrics = {"files": float(len(entries)), "bytes": float(size)}
         StepRecord(step="checkout", rows_in=0, rows_out=0, metrics=metrics, details={"version": found}).save(folder)
