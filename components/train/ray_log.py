@@ -2,21 +2,25 @@
 
 import json
 import threading
+import time
 
 import urllib3
 from kubernetes.client.rest import ApiException
 
-from narrowcast.components.train.ray_api import Object, RayJobs
+from narrowcast.components.train.ray_api import PAUSE_SECONDS, Object, RayJobs
 from narrowcast.components.train.ray_ends import role_of
 from narrowcast.step import MARK
 
 
 class PodLog(threading.Thread):
-    """Prints one pod's log from where the last reading of it ended, to its end or that of the connection."""
+    """Prints one pod's log from where the last reading of it ended, to its end or that of the connection.
+
+    `is_last`: the pod has printed all it will. `is_whole`: the reading came to the end.
+    """
 
     def __init__(self, log: "ProgramLog", pod: str, is_last: bool) -> None:
         super().__init__(daemon=True)
-        self.log, self.pod, self.is_last = log, pod, is_last
+        self.log, self.pod, self.is_last, self.is_whole = log, pod, is_last, False
 
     def run(self) -> None:
         seen = self.log.seen.get(self.pod, "")
@@ -25,8 +29,9 @@ class PodLog(threading.Thread):
                 if time_printed > seen:
                     self.log.show(line)
                     self.log.seen[self.pod] = time_printed
+            self.is_whole = True
         except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError):
-            self.is_last = False  # read again at the next look
+            pass  # read again at the next look
 
 
 class ProgramLog:
@@ -49,14 +54,20 @@ class ProgramLog:
             reading = self._readings.get(name)
             if role_of(pod) != "submitter" or phase not in ("Running", "Succeeded", "Failed"):
                 continue
-            if reading is None or not (reading.is_alive() or reading.is_last):
+            if reading is None or not (reading.is_alive() or (reading.is_last and reading.is_whole)):
                 self._readings[name] = PodLog(self, name, is_last=phase != "Running")
                 self._readings[name].start()
 
-    def finish(self, seconds: float) -> None:
-        """Wait for the readings to end."""
-        for reading in self._readings.values():
-            reading.join(seconds)
+    def finish(self, pods: list[Object], seconds: float) -> None:
+        """Read every log to its end, or for as long as that."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.look(pods)
+            for reading in self._readings.values():
+                reading.join(max(0, until - time.monotonic()))
+            if all(reading.is_whole for reading in self._readings.values()):
+                return
+            time.sleep(PAUSE_SECONDS)
 
     def show(self, line: str) -> None:
         if line.startswith(MARK):

@@ -92,7 +92,7 @@ def _follow(jobs: RayJobs, task: Task, job: Object) -> None:
             print(line, flush=True)
             told = line
         if standing in (ray_ends.SUCCEEDED, ray_ends.FAILED):
-            log.finish(LOG_SECONDS)
+            log.finish(pods, LOG_SECONDS)
         if standing == ray_ends.SUCCEEDED:
             return
         if standing == ray_ends.FAILED:

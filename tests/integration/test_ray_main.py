@@ -1,4 +1,4 @@
-"""A step's program on a real Ray of two machines that share no disk, its files on a real S3 endpoint."""
+"""Steps by way of a RayJob on a real Ray of two machines, their files on a real S3 endpoint."""
 
 import os
 import subprocess
