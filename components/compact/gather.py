@@ -51,7 +51,7 @@ AHEAD = 16
 PART = 1024
 """Lookups that a thread takes at a time, so that one which is held up leaves more to the others."""
 SHARED = 16384
-"""Lookups that are worth more than one thread."""
+"""Lookups that are worth more than one thread: fewer are done before others have begun."""
 ZEROS, NOTHING = -1, -2
 """In place of a block: rows that are all zero, and those that are not the kernel's to write."""
 ARRAYS = ("ids_n", "table_F", "first_T", "kept_T", "blocks_N", "columns", "scales", "memory", "rows_nD")
@@ -83,6 +83,7 @@ def gather(stored: Stored, ids_n: Tensor, table_F: NDArray[np.int64], rows_nD: T
     Lookup j is of table `table_F[j % F]`, and left out where that is negative. Ids beyond a table's kept rows read row
     0, negative ones are padding and give zeros.
     """
+    assert ids_n.dtype == torch.int32 and ids_n.is_contiguous() and rows_nD.is_contiguous()
     of = (stored.first_T, stored.kept_T, stored.blocks_N, stored.columns, stored.scales, stored.memory)
     arrays = (ids_n.numpy(), table_F, *of, rows_nD.numpy())
     num_lookups, width = rows_nD.shape
@@ -96,9 +97,9 @@ def gather(stored: Stored, ids_n: Tensor, table_F: NDArray[np.int64], rows_nD: T
 
 
 def openmp() -> Callable[[int, int, int, int], None] | None:
-    """The function (function, argument, threads, flags) of torch's OpenMP library, GNU's or LLVM's, that calls a C
-    function on so many threads at once: the threads that torch's own operators have just used, so they need no waking.
-    None where torch has another library."""
+    """`GOMP_parallel(function, argument, threads, flags)` of the OpenMP library that torch has loaded, GNU's or LLVM's:
+    calls a C function on so many threads at once. They are those that torch's own operators use, so that between such
+    they need no waking. None where there is no such library."""
     if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         return None
     function = ctypes.CDLL(None).GOMP_parallel
@@ -144,9 +145,9 @@ def _kernel(equal_bits: int, equal_width: int) -> Callable[..., None]:
 def _gather_part(call: Any, low: int, high: int, equal_bits: int, equal_width: int, equal_bytes: int) -> None:
     """Lookups `low` to `high`, in groups: one is asked for, then the one before it is written.
 
-    Being put into `gather_parts`, which knows the last three, it loses what tables that are equal do not need. It is
-    one function, and takes addresses once, as handing on an array or asking it for its address counts references,
-    which costs more than a row's arithmetic. Positions are `at(...)`, unsigned: signed ones are checked for theirs.
+    Inlined where `equal_bits` and the two after it are constants, it keeps only what equal tables need. It is one
+    function, and takes addresses once, as handing on an array or asking it for its address counts references, which
+    costs more than a row's arithmetic. Positions are `at(...)`, unsigned: signed ones are checked for theirs.
     """
     are_equal = equal_bits > 0
     num_columns, width = call.num_columns, equal_width if are_equal else call.width
