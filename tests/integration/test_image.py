@@ -84,9 +84,7 @@ def image(podman):
 
 def test_the_image_holds_every_file_of_the_package(podman, image):
     folders = ("components", "feature_repo", "narrowcast", "pipelines", "schemas")
-    files = {
-        file for folder in folders for kind in ("py", "yaml", "html") for file in ROOT.glob(f"{folder}/**/*.{kind}")
-    }
+    files = [file for folder in folders for file in ROOT.glob(f"{folder}/**/*") if file.suffix in KINDS]
     names = {file.relative_to(ROOT).as_posix().removeprefix("narrowcast/") for file in files}
     package = "/opt/narrowcast/lib/python3.11/site-packages/narrowcast"
     found = podman("run", "--rm", "--network=none", "--workdir", package, image, "find", ".", "-type", "f")
@@ -94,9 +92,9 @@ def test_the_image_holds_every_file_of_the_package(podman, image):
 
 
 def test_the_image_runs_as_a_user_who_writes_below_tmp_alone(podman, image):
-    script = "id -u; touch /tmp/file && echo written; touch /file ~/../file /opt/narrowcast/file || echo refused"
+    script = "id -u; for folder in /tmp / /opt/narrowcast /var/tmp; do touch $folder/file && echo $folder; done; true"
     said = podman("run", "--rm", "--network=none", *CONFINED, image, "sh", "-c", script)
-    assert said.split() == ["1000", "written", "refused"]
+    assert said.split() == ["1000", "/tmp"]
 
 
 def run_to_its_end(client, image, command, volumes, **options):
@@ -130,14 +128,17 @@ def run_in_containers(podman, image, monkeypatch, tmp_path_factory):
 
     before = os.umask(0)  # the containers' user writes into folders that kfp makes as this one
     root.chmod(0o777)
-    with subprocess.Popen(["podman", "system", "service", "--time=0", f"unix://{address}"]) as service:
+    service = subprocess.Popen(["podman", "system", "service", "--time=0", f"unix://{address}"])
+    try:
         deadline = time.monotonic() + 30
         while not address.exists():
             assert time.monotonic() < deadline, "podman's service does not start"
             time.sleep(0.05)
         yield run_pipeline
+    finally:
         service.terminate()
-    os.umask(before)
+        service.wait()
+        os.umask(before)
 
 
 def test_steps_make_the_same_artifacts_inside_as_outside(run_in_containers, tiny_run, tmp_path):
