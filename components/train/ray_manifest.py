@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from importlib.metadata import version
 from typing import Any
@@ -48,8 +49,8 @@ def manifest(
 ) -> dict[str, Any]:
     """The RayJob that runs the step whose job file lies at `address`; gone with its `owner`, where it has one.
 
-    A worker's pod has room for one of Ray's workers, whatever its cores: that one uses all of them. The head has room
-    for none. The step's program runs on the head; a pod of its own hands it in there and prints what it prints.
+    A worker's pod has room for one of Ray's workers, which has all its cores; the head has room for none. The step's
+    program runs on the head; a pod of its own hands it in there and prints what it prints.
     """
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
@@ -123,7 +124,14 @@ def _worker(settings: RaySettings) -> dict[str, Any]:
 
 
 def _ray_container(settings: RaySettings, name: str, **resources: str) -> dict[str, Any]:
-    return {**_container(settings, name, **resources), "envFrom": [{"secretRef": {"name": settings.secret}}]}
+    container = _container(settings, name, **resources)
+    # Ray itself would give a process as many threads as Ray counts cores for it.
+    container["env"].append({"name": "OMP_NUM_THREADS", "value": str(_cores(resources["cpu"]))})
+    return {**container, "envFrom": [{"secretRef": {"name": settings.secret}}]}
+
+
+def _cores(cpu: str) -> int:
+    return max(1, math.ceil(float(cpu.removesuffix("m")) / (1000 if cpu.endswith("m") else 1)))
 
 
 def _container(settings: RaySettings, name: str, **resources: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from narrowcast.errors import NarrowcastError
 from narrowcast.image import IMAGE
 
-QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
+CPU = re.compile(r"\d+(\.\d+)?|\d+m")
+MEMORY = re.compile(r"\d+(\.\d+)?([kMGTPE]i?)?")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
@@ -71,11 +72,12 @@ class RaySettings:
     def __post_init__(self) -> None:
         if "://" not in self.home:
             raise NarrowcastError(f"home is '{self.home}': give an address of object storage, such as s3://bucket/home")
-        for name in ("head_cpu", "head_memory", "worker_cpu", "worker_memory"):
-            if not QUANTITY.fullmatch(getattr(self, name)):
-                raise NarrowcastError(
-                    f"{name} is '{getattr(self, name)}': write it as Kubernetes does, such as 500m, 2 or 4Gi"
-                )
+        for name in ("head_cpu", "worker_cpu"):
+            if not CPU.fullmatch(getattr(self, name)):
+                raise NarrowcastError(f"{name} is '{getattr(self, name)}': give a number of cores, such as 500m or 2")
+        for name in ("head_memory", "worker_memory"):
+            if not MEMORY.fullmatch(getattr(self, name)):
+                raise NarrowcastError(f"{name} is '{getattr(self, name)}': write it as Kubernetes does, such as 4Gi")
         for name in ("service_account", "secret"):
             if not NAME.fullmatch(getattr(self, name)):
                 raise NarrowcastError(f"{name} is '{getattr(self, name)}': give the name of one in the namespace")

@@ -101,6 +101,8 @@ def test_settings_are_where_they_belong():
         "memory": "8Gi",
         "nvidia.com/gpu": "1",
     }
+    assert {"name": "OMP_NUM_THREADS", "value": "2"} in pods["ray-worker"]["containers"][0]["env"]
+    assert {"name": "OMP_NUM_THREADS", "value": "1"} in pods["ray-head"]["containers"][0]["env"]
     assert pods["ray-worker"]["nodeSelector"] == {"pool": "gpu"}
     assert pods["ray-worker"]["tolerations"] == [
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
@@ -140,6 +142,7 @@ def test_a_name_is_the_same_for_the_same_work_alone():
         ({"home": "/tmp"}, "home is '/tmp': give an address of object storage"),
         ({"worker_memory": "4 GB"}, "worker_memory is '4 GB': write it as Kubernetes does"),
         ({"head_cpu": "-1"}, "head_cpu is '-1'"),
+        ({"worker_cpu": "4Gi"}, "worker_cpu is '4Gi': give a number of cores"),
         ({"gpus_per_worker": 2}, "gpus_per_worker is 2: a worker trains on one GPU or on none"),
         ({"pending_deadline_seconds": 0}, "pending_deadline_seconds is 0: must be at least 1"),
         ({"retries": -1}, "retries is -1"),
