@@ -1,37 +1,19 @@
 """How a run is placed on a cluster: the section `cluster` of params.yaml, which a run on this machine ignores."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from narrowcast.errors import NarrowcastError, nearest
 from narrowcast.image import IMAGE
 from narrowcast.pipelines import parameters
 from narrowcast.pipelines.graph import steps
+from narrowcast.pods import Toleration, check_cpu, check_memory
 from narrowcast.settings import build
 
-QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
 DEFAULT = "default"
 """Stands for every step in `steps`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Toleration:
-    """A taint of nodes that a step's pod does not mind; `seconds` bounds how long it stays on one with NoExecute."""
-
-    key: str = ""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    seconds: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.operator == "Exists" and self.value:
-            raise NarrowcastError(f"toleration of '{self.key}': operator Exists takes no value; remove '{self.value}'")
-        if not self.key and self.operator == "Equal":
-            raise NarrowcastError("a toleration with operator Equal needs a key; give one, or operator Exists for all")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +35,10 @@ class StepSettings:
     tolerations: tuple[Toleration, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("cpu", "memory"):
-            value = getattr(self, name)
-            if value and not QUANTITY.fullmatch(value):
-                raise NarrowcastError(f"{name} is '{value}': write it as Kubernetes does, such as 500m, 2 or 4Gi")
+        if self.cpu:
+            check_cpu("cpu", self.cpu)
+        if self.memory:
+            check_memory("memory", self.memory)
         for name in ("gpus", "timeout_seconds", "retries"):
             if getattr(self, name) < 0:
                 raise NarrowcastError(f"{name} is {getattr(self, name)}: must be at least 0")
@@ -124,7 +106,6 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> ClusterSetting
     Raises NarrowcastError that begins with the file's name, for whatever a step would refuse, too.
     """
     from narrowcast.components.serve.kserve_settings import KServeSettings
-
     from narrowcast.components.train.ray_settings import RaySettings
 
     where = f"{path}: {parameters.CLUSTER}"

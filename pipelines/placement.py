@@ -1,7 +1,6 @@
 """The pipeline with its steps placed on a cluster: the package that Kubeflow Pipelines runs."""
 
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ from kfp.dsl.pipeline_context import Pipeline
 from narrowcast.errors import NarrowcastError
 from narrowcast.pipelines.cluster_settings import ClusterSettings
 from narrowcast.pipelines.training import training
+from narrowcast.pods import GPU, USER, cores
 
-GPU = "nvidia.com/gpu"
 JOB_NAME = "NARROWCAST_JOB_NAME"
 """Tells a step the name of its run's workflow. A parameter would do so too, and a step would never be cached."""
 JOB_NAME_PATH = "metadata.labels['workflows.argoproj.io/workflow']"
-USER = 1000
-"""The image's user."""
 
 
 def placed(settings: ClusterSettings) -> GraphComponent:
@@ -50,7 +47,7 @@ def _place(task: PipelineTask, settings: ClusterSettings) -> None:
     task.set_container_image(settings.image)
     if step.cpu:
         task.set_cpu_request(step.cpu).set_cpu_limit(step.cpu)
-        task.set_env_variable("OMP_NUM_THREADS", str(_cores(step.cpu)))  # else as many as the node has cores
+        task.set_env_variable("OMP_NUM_THREADS", str(cores(step.cpu)))  # else as many as the node has cores
     if step.memory:
         task.set_memory_request(step.memory).set_memory_limit(step.memory)
     if step.gpus:
@@ -76,7 +73,3 @@ def _place(task: PipelineTask, settings: ClusterSettings) -> None:
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=keys)
     kubernetes.use_field_path_as_env(task, env_name=JOB_NAME, field_path=JOB_NAME_PATH)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
-
-
-def _cores(cpu: str) -> int:
-    return max(1, math.ceil(float(cpu.removesuffix("m")) / (1000 if cpu.endswith("m") else 1)))

@@ -17,6 +17,7 @@ from typing import Any
 
 from narrowcast import objects
 from narrowcast.components.data.schema import Schema
+from narrowcast.components.features.store import fill
 from narrowcast.components.serve import kserve_spec
 from narrowcast.components.serve.kserve_api import Cluster, ClusterError
 from narrowcast.components.serve.kserve_rollout import Challenger, ChallengerError, OvertakenError, Rollout
@@ -110,11 +111,14 @@ def replace(
 ) -> ClusterEndpoint:
     """Serve a packed model at the endpoint, asking no gate; where it already serves, what is left of others ends.
 
+    Redis is given the feature store's values again where it has lost them.
+
     Raises:
         ChallengerError: where the model does not answer as it should.
         NarrowcastError: where the cluster or object storage is at fault. The champion then serves as before, in both
             cases.
     """
+    fill(Path(feature_store))
     md5, folder = digest(packed_model), objects.join(home, "endpoints", endpoint)
     address = objects.join(folder, md5)
     model = Schema.load(Path(packed_model) / "schema.yaml").name

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from narrowcast.components.train.ray_settings import NAME, QUANTITY, Toleration
 from narrowcast.errors import NarrowcastError
 from narrowcast.image import IMAGE
+from narrowcast.pods import NAME, Toleration, check_cpu, check_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +42,8 @@ class KServeSettings:
         for name in ("namespace", "service_account", *(("redis_secret",) if self.redis_secret else ())):
             if not NAME.fullmatch(getattr(self, name)):
                 raise NarrowcastError(f"{name} is '{getattr(self, name)}': use small letters, digits and '-'")
-        for name in ("cpu", "memory"):
-            if not QUANTITY.fullmatch(getattr(self, name)):
-                raise NarrowcastError(
-                    f"{name} is '{getattr(self, name)}': write it as Kubernetes does, such as 500m, 2 or 4Gi"
-                )
+        check_cpu("cpu", self.cpu)
+        check_memory("memory", self.memory)
         for name in ("min_replicas", "ready_seconds", "smoke_requests", "canary_seconds"):
             if getattr(self, name) < 1:
                 raise NarrowcastError(f"{name} is {getattr(self, name)}: must be at least 1")

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from narrowcast.components.train.ray_manifest import GPU
 from narrowcast.components.train.ray_settings import RaySettings
+from narrowcast.pods import GPU
 
 Object = dict[str, Any]
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import math
 import re
 from importlib.metadata import version
 from typing import Any
 
 from narrowcast.components.train.ray_defaults import DEFAULTS, OBJECT_STORE_BYTES
 from narrowcast.components.train.ray_settings import RaySettings
+from narrowcast.pods import GPU, USER, cores
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 MOST_NAME = 47
@@ -19,8 +19,6 @@ TRY = "narrowcast/try"
 """Annotation that differs each time the step is tried."""
 INSTANCE = "app.kubernetes.io/instance"
 """Label that a job's pods share; its value is the job's name."""
-GPU = "nvidia.com/gpu"
-USER = 1000
 
 
 def identity(run: str, given: dict[str, Any]) -> str:
@@ -126,12 +124,8 @@ def _worker(settings: RaySettings) -> dict[str, Any]:
 def _ray_container(settings: RaySettings, name: str, **resources: str) -> dict[str, Any]:
     container = _container(settings, name, **resources)
     # Ray itself would give a process as many threads as Ray counts cores for it.
-    container["env"].append({"name": "OMP_NUM_THREADS", "value": str(_cores(resources["cpu"]))})
+    container["env"].append({"name": "OMP_NUM_THREADS", "value": str(cores(resources["cpu"]))})
     return {**container, "envFrom": [{"secretRef": {"name": settings.secret}}]}
-
-
-def _cores(cpu: str) -> int:
-    return max(1, math.ceil(float(cpu.removesuffix("m")) / (1000 if cpu.endswith("m") else 1)))
 
 
 def _container(settings: RaySettings, name: str, **resources: str) -> dict[str, Any]:

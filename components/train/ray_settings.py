@@ -1,40 +1,10 @@
 """How a step's Ray cluster is made: the step parameter `ray`."""
 
-import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 from narrowcast.errors import NarrowcastError
 from narrowcast.image import IMAGE
-
-CPU = re.compile(r"\d+(\.\d+)?|\d+m")
-MEMORY = re.compile(r"\d+(\.\d+)?([kMGTPE]i?)?")
-NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Toleration:
-    """A taint of nodes that a worker's pod does not mind; `seconds` bounds how long it stays on one with NoExecute."""
-
-    key: str = ""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    seconds: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.operator == "Exists" and self.value:
-            raise NarrowcastError(f"toleration of '{self.key}': operator Exists takes no value; remove '{self.value}'")
-        if not self.key and self.operator == "Equal":
-            raise NarrowcastError("a toleration with operator Equal needs a key; give one, or operator Exists for all")
-        if self.seconds is not None and self.effect != "NoExecute":
-            raise NarrowcastError(f"toleration of '{self.key}': seconds count for the effect NoExecute alone")
-
-    def body(self) -> dict[str, Any]:
-        """As a pod has it."""
-        said = {"key": self.key, "operator": self.operator, "value": self.value, "effect": self.effect}
-        seconds = {} if self.seconds is None else {"tolerationSeconds": self.seconds}
-        return {name: value for name, value in said.items() if value} | seconds
+from narrowcast.pods import NAME, Toleration, check_cpu, check_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +43,9 @@ class RaySettings:
         if "://" not in self.home:
             raise NarrowcastError(f"home is '{self.home}': give an address of object storage, such as s3://bucket/home")
         for name in ("head_cpu", "worker_cpu"):
-            if not CPU.fullmatch(getattr(self, name)):
-                raise NarrowcastError(f"{name} is '{getattr(self, name)}': give a number of cores, such as 500m or 2")
+            check_cpu(name, getattr(self, name))
         for name in ("head_memory", "worker_memory"):
-            if not MEMORY.fullmatch(getattr(self, name)):
-                raise NarrowcastError(f"{name} is '{getattr(self, name)}': write it as Kubernetes does, such as 4Gi")
+            check_memory(name, getattr(self, name))
         for name in ("service_account", "secret"):
             if not NAME.fullmatch(getattr(self, name)):
                 raise NarrowcastError(f"{name} is '{getattr(self, name)}': give the name of one in the namespace")

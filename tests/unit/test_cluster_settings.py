@@ -6,7 +6,8 @@ import pytest
 
 from narrowcast.errors import NarrowcastError
 from narrowcast.pipelines import cluster_settings, parameters
-from narrowcast.pipelines.cluster_settings import ClusterSettings, Toleration
+from narrowcast.pipelines.cluster_settings import ClusterSettings
+from narrowcast.pods import Toleration
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params.yaml"
