@@ -83,8 +83,9 @@ def gather(stored: Stored, ids_n: Tensor, table_F: NDArray[np.int64], rows_nD: T
     Lookup j is of table `table_F[j % F]`, and left out where that is negative. Ids beyond a table's kept rows read row
     0, negative ones are padding and give zeros.
     """
-    assert ids_n.dtype == torch.int32 and ids_n.is_contiguous()
-    assert rows_nD.dtype == torch.float32 and rows_nD.is_contiguous()
+    assert ids_n.dtype == torch.int32
+    assert ids_n.is_contiguous()
+    assert rows_nD.is_contiguous()
     of = (stored.first_T, stored.kept_T, stored.blocks_N, stored.columns, stored.scales, stored.memory)
     arrays = (ids_n.numpy(), table_F, *of, rows_nD.numpy())
     num_lookups, width = rows_nD.shape
