@@ -25,9 +25,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
-app.add_typer(cluster_cli.schedule, name="schedule")
+CLUSTER = "On a cluster"
+app.add_typer(cluster_cli.schedule, name="schedule", rich_help_panel=CLUSTER)
 for verb in (cluster_cli.submit, cluster_cli.status, cluster_cli.logs, cluster_cli.cancel):
-    app.command()(verb)
+    app.command(rich_help_panel=CLUSTER)(verb)
 
 Endpoint = Annotated[str, typer.Option(help="Name of the endpoint.")]
 
