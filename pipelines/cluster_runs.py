@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from typing import Any
@@ -152,11 +152,18 @@ def _order(kfp: KFP, found: Any) -> list[str]:
 
 
 def _steps(found: Any, order: list[str]) -> tuple[Step, ...]:
-    """A step is a node of the workflow with the step's name, and before that one there is its driver."""
+    """A step is a node of the workflow with the step's name, and before that one there is its driver.
+
+    KFP's server tells no more of nodes once Argo has compressed them, as it does in a workflow of more than 1 MiB; in a
+    run that succeeded the steps that it tells less of have succeeded, too.
+    """
     nodes = {node.display_name: node for node in (found.run_details and found.run_details.task_details) or []}
     driven = {name.removesuffix("-driver") for name in nodes if name.endswith("-driver")}
     names = order or sorted(driven - {"root"})
-    return tuple(_step(name, nodes.get(name), nodes.get(f"{name}-driver")) for name in names)
+    steps = tuple(_step(name, nodes.get(name), nodes.get(f"{name}-driver")) for name in names)
+    if found.state == "SUCCEEDED":
+        return tuple(step if step.state in ENDED else replace(step, state="SUCCEEDED") for step in steps)
+    return steps
 
 
 def _step(name: str, node: Any, driver: Any) -> Step:

@@ -101,9 +101,12 @@ def _pods(core: Any, namespace: str, run: Run, step: str | None) -> list[Pod]:
 
 
 def _pod(pod: Any) -> Pod | None:
-    """Argo names a node by its place in the workflow: `<workflow>.root.<step>.executor(<try>)`, `...<step>-driver`."""
+    """Argo names a node by its place in the workflow: `<workflow>.root.<step>.executor`, `...<step>-driver`.
+
+    Whatever may be tried again has the try's number after it, which in a standalone KFP is every part of the name.
+    """
     node = (pod.metadata.annotations or {}).get(NODE, "")
-    match = re.search(r"\.(?:([^.]+)\.executor(?:\(\d+\))?|([^.]+)-driver(?:\(\d+\))?)$", node)
+    match = re.search(r"\.(?:([^.(]+)(?:\(\d+\))?\.executor(?:\(\d+\))?|([^.]+)-driver(?:\(\d+\))?)$", node)
     if not match:
         return None
     main = next((c for c in pod.status.container_statuses or [] if c.name == CONTAINER), None)

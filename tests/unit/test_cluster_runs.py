@@ -222,6 +222,13 @@ def test_a_server_away_for_a_while_is_waited_for(narrowcast, api):
     assert narrowcast("submit", "--wait")[0] == 0
 
 
+def test_in_a_run_that_succeeded_every_step_has_whatever_the_server_knew_of_it_last(narrowcast, api):
+    api.course = [("SUCCEEDED", {"checkout": "SUCCEEDED", "ingest": "RUNNING"})]
+    run_id = narrowcast("submit")[1].strip()
+    steps = json.loads(narrowcast("status", run_id, "--json")[1])["steps"]
+    assert {step["name"]: step["state"] for step in steps} == dict.fromkeys(DAG, "SUCCEEDED")
+
+
 def test_an_interrupt_ends_the_waiting_and_not_the_run(narrowcast, api, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt

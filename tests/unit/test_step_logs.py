@@ -168,6 +168,14 @@ def test_one_steps_log_with_every_try(logs, cluster, run_id):
     assert [line.split()[-1] for line in err.splitlines()] == ["wf-train-executor-0-", "wf-train-executor-1-"]
 
 
+def test_every_part_of_a_nodes_name_may_have_a_tries_number(logs, cluster, run_id):
+    cluster.add(run_id, "train-driver(0)", ["driving\n"])
+    cluster.add(run_id, "train(0).executor(0)", ["epoch 1\n"])
+    cluster.add(run_id, "report-driver(0)", ["no such secret\n"])
+    assert logs(run_id, "train")[1] == "epoch 1\n"
+    assert logs(run_id, "report")[1] == "no such secret\n"
+
+
 def test_a_step_that_never_ran_has_its_drivers_log(logs, cluster, run_id):
     cluster.add(run_id, "train-driver", ["no such secret\n"])
     assert logs(run_id, "train")[1] == "no such secret\n"
