@@ -47,11 +47,11 @@ LINE = 64
 LANES = 8
 """Values made at a time; so the memory after the last row must have room for as many more."""
 AHEAD = 32
-"""Lookups of a group: fewer ask too late; with 64, wide rows leave the nearest cache again before they are read."""
+"""Lookups of a group; 8 and 16 are slower, 64 is so for rows of 32 values."""
 PART = 1024
 """Lookups that a thread takes at a time, so that one which is held up leaves more to the others."""
 SHARED = 16384
-"""Lookups that are worth more than one thread: fewer are done before others have begun."""
+"""Lookups that are worth more than one thread."""
 ZEROS, NOTHING = -1, -2
 """In place of a block: rows that are all zero, and those that are not the kernel's to write."""
 ARRAYS = ("ids_n", "table_F", "first_T", "kept_T", "blocks_N", "columns", "scales", "memory", "rows_nD")
