@@ -47,7 +47,7 @@ LINE = 64
 LANES = 8
 """Values made at a time; so the memory after the last row must have room for as many more."""
 AHEAD = 32
-"""Lookups of a group; 8 and 16 are slower, 64 is so for rows of 32 values."""
+"""Lookups of a group; 16 is slower, 64 is so for rows of 32 values."""
 PART = 1024
 """Lookups that a thread takes at a time, so that one which is held up leaves more to the others."""
 SHARED = 16384
