@@ -71,7 +71,7 @@ def manifest(
             "backoffLimit": settings.retries,
             "suspend": False,
             "submitterPodTemplate": _pod(
-                settings, name, _container(settings, "submitter", cpu="100m", memory="512Mi"), restartPolicy="Never"
+                settings, name, _container(settings, "submitter", cpu="250m", memory="512Mi"), restartPolicy="Never"
             ),
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
