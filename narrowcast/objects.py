@@ -64,6 +64,15 @@ def exists(address: Address) -> bool:
         return bool(store.get_file_info(path).type != FileType.NotFound)
 
 
+def names(address: Address) -> list[str]:
+    """What lies in the folder at an address, by name; nothing where there is none."""
+    from pyarrow.fs import FileSelector
+
+    with _told("list", address):
+        store, path = filesystem(address)
+        return sorted(found.base_name for found in store.get_file_info(FileSelector(path, allow_not_found=True)))
+
+
 def fetch(address: Address, target: Address) -> None:
     """Copy the file or folder at an address to `target` on this machine, whole or not at all.
 

@@ -158,6 +158,8 @@ def compile_(
     Example: `narrowcast compile -o training.yaml --set cluster.image=registry.example.com/narrowcast:0.1.0`
     """
     if dvc:
+        if set_:
+            raise NarrowcastError("--set changes the package, and dvc.yaml holds no value: leave --dvc or --set out")
         from narrowcast.pipelines.dvc_file import dvc_yaml
         from narrowcast.records import write_text
 

@@ -83,7 +83,7 @@ def status(
     params: Params = Path("params.yaml"),
     host: Host = "",
     experiment: Experiment = None,
-    last: Annotated[int, typer.Option(help="How many runs to list.", min=1)] = 10,
+    last: Annotated[int | None, typer.Option(help="How many runs to list; default: 10.", min=1)] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show the steps' states until the run has ended.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,9 +102,11 @@ def status(
     settings = _settings(params)
     if run is None and wait:
         raise NarrowcastError("--wait needs a run's id: `narrowcast status RUN --wait`")
+    if run is not None and (experiment is not None or last is not None):
+        raise NarrowcastError("--experiment and --last list runs: leave out RUN")
     kfp = _connect(settings, host)
     if run is None:
-        found = recent_runs(kfp, experiment_id(kfp, experiment or settings.experiment), last)
+        found = recent_runs(kfp, experiment_id(kfp, experiment or settings.experiment), last or 10)
         _print_json(found) if as_json else out.print(runs_table(found))
     elif wait:
         _wait(kfp, run, as_json)
@@ -153,8 +155,9 @@ def logs(
 def cancel(run: RunId, params: Params = Path("params.yaml"), host: Host = "", as_json: Json = False) -> None:
     """End a run on the cluster before it is done.
 
-    Steps that run are told so (SIGTERM) and have half a minute; a step that waits for a RayJob deletes it first. What
-    serves goes on serving.
+    Steps that run are told so (SIGTERM) and have about a second; a step that waits for a RayJob deletes it before all
+    else. `kubectl get rayjobs -A -l app.kubernetes.io/part-of=narrowcast` shows whether one is left. What serves goes
+    on serving.
 
     Example: `narrowcast cancel 5d08dd3d-58d9-4d02-9ff2-f2cee8dbfda8`
     """

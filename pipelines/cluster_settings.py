@@ -123,9 +123,27 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> ClusterSetting
                     build(cls, argument, name)
             except NarrowcastError as error:
                 raise _placed(error, name) from None
+        _check_timeouts(settings)
     except NarrowcastError as error:
         raise _placed(error, where) from None
     return settings
+
+
+def _check_timeouts(settings: ClusterSettings) -> None:
+    """A step that waits for a RayJob must outlive it: else it ends without a word, and the job without it."""
+    from narrowcast.components.train.ray_settings import RaySettings
+
+    if settings.ray is None:
+        return
+    ray: RaySettings = build(RaySettings, settings.ray_argument, "ray")
+    longest = ray.pending_deadline_seconds + ray.active_deadline_seconds
+    for name in ("train", "search", "retrain"):
+        timeout = settings.step(name).timeout_seconds
+        if 0 < timeout <= longest:
+            raise NarrowcastError(
+                f"steps: {name}: timeout_seconds is {timeout}, but its RayJob may wait and run for {longest} s: raise "
+                "it, or lower ray.active_deadline_seconds"
+            )
 
 
 def arguments(values: Mapping[str, Any], settings: ClusterSettings, root: Path) -> dict[str, Any]:

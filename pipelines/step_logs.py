@@ -69,6 +69,8 @@ def follow(kfp: KFP, run: Run, namespace: str, step: str) -> Iterator[Line]:
                 shown.add(pod.name)
                 yield from _lines(core, namespace, pod, follow=True)
         if run.ended or any(s.name == step and s.state in cluster_runs.ENDED for s in run.steps):
+            if not shown:  # its driver's log, or why there is none
+                yield from logs(run, namespace, step)
             return
         time.sleep(cluster_runs.POLL_SECONDS)
         run = cluster_runs.get_run(kfp, run.run_id)

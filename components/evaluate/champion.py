@@ -9,7 +9,7 @@ from narrowcast import objects
 
 
 @contextmanager
-def champion_folder(champion: str) -> Iterator[str]:
+def fetched_champion(champion: str) -> Iterator[str]:
     """The champion's folder on this machine, empty where there is no champion.
 
     `champion`: that folder, or the address of the endpoint's state on object storage; then the model that serves by now

@@ -16,7 +16,7 @@ from narrowcast.components.data.encoded import EncodedData, Split
 from narrowcast.components.data.schema import Schema
 from narrowcast.components.evaluate import served
 from narrowcast.components.evaluate.bootstrap import auc_difference_interval
-from narrowcast.components.evaluate.champion import champion_folder
+from narrowcast.components.evaluate.champion import fetched_champion
 from narrowcast.components.evaluate.scores import (
     Attempt,
     NoChampionError,
@@ -66,7 +66,7 @@ def evaluate(
     rows = rows.set_index("row_id", drop=False).loc[test.row_id_B]
     packed = Path(packed_model)
     budget = read_json(Path(plan) / "search.json")["budget_bytes"]
-    with Console(stderr=True).status("Scoring the test rows"), champion_folder(champion) as serving:
+    with Console(stderr=True).status("Scoring the test rows"), fetched_champion(champion) as serving:
         scores = {
             "full": Attempt(lambda: checkpoint_scores(full_model, test)),
             "compact": Attempt(lambda: checkpoint_scores(compact_model, test)),

@@ -68,6 +68,8 @@ def search(  # type: ignore[no-untyped-def]
             from narrowcast.components.train.rayjob import run_step
 
             on_cpus = {**ray, "gpus_per_worker": 0}  # as trials train, wherever they run
+            if ray.get("gpus_per_worker"):
+                on_cpus |= {"node_selector": {}, "tolerations": []}  # which lead to nodes with GPUs
             run_step("narrowcast.components.search.component:search", given, outputs=["plan"], ray=on_cpus)
         else:
             search_plan(encoded.path, config, plan.path)

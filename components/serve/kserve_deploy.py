@@ -159,8 +159,8 @@ def replace(
         if md5 not in stay:
             objects.delete(address)
         raise
-    for old in stay - {md5, new.previous_md5, None}:
-        objects.delete(objects.join(folder, str(old)))
+    for old in set(objects.names(folder)) - {md5, new.previous_md5}:  # of deployments that were cut short, too
+        objects.delete(objects.join(folder, old))
     return new
 
 

@@ -27,7 +27,7 @@ class PodLog(threading.Thread):
         try:
             for time_printed, line in self.log.jobs.log(self.pod):
                 if time_printed > seen:
-                    self.log.show(line)
+                    self.log.show(self.pod, line)
                     self.log.seen[self.pod] = time_printed
             self.is_whole = True
         except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError):
@@ -37,15 +37,19 @@ class PodLog(threading.Thread):
 class ProgramLog:
     """Follows the log of every pod that hands the program in, one a try of the job.
 
-    `error` is the sentence with which the step itself ended, where it has printed one. Lines that a pod prints within
-    the same nanosecond are lost where a connection breaks between them.
+    `error` is the sentence with which the step itself ended in the last try, where it has printed one. Lines that a
+    pod prints within the same nanosecond are lost where a connection breaks between them.
     """
 
     def __init__(self, jobs: RayJobs) -> None:
         self.jobs = jobs
         self.seen: dict[str, str] = {}
-        self.error: str | None = None
         self._readings: dict[str, PodLog] = {}
+        self._errors: dict[str, str | None] = {}
+
+    @property
+    def error(self) -> str | None:
+        return self._errors.get(list(self._readings)[-1]) if self._readings else None
 
     def look(self, pods: list[Object]) -> None:
         """Read on where a reading has ended early, and the logs of new pods."""
@@ -69,8 +73,8 @@ class ProgramLog:
                 return
             time.sleep(PAUSE_SECONDS)
 
-    def show(self, line: str) -> None:
+    def show(self, pod: str, line: str) -> None:
         if line.startswith(MARK):
-            self.error = json.loads(line.removeprefix(MARK))["error"]
+            self._errors[pod] = json.loads(line.removeprefix(MARK))["error"]
         else:
             print(line, flush=True)

@@ -18,10 +18,14 @@ CANCELLED_SECONDS = 20
 
 
 @contextlib.contextmanager
-def cleaned_up(task: Task) -> Iterator[None]:
+def cleaned_up(jobs: RayJobs, task: Task) -> Iterator[threading.Event]:
     """Whatever ends the block, job and files are taken away after it. SIGTERM, by which Kubernetes stops a pod, ends it
-    with a NarrowcastError."""
-    told = threading.Event()
+    with a NarrowcastError.
+
+    The block sets the event that it is given once the job is made. A step that is told to stop then deletes it before
+    all else: KFP's launcher, whose child the step is, ends at once, and what runs below it a second later.
+    """
+    told, made = threading.Event(), threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -31,10 +35,13 @@ def cleaned_up(task: Task) -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if is_main else None
     try:
-        yield
+        yield made
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if told.is_set() and made.is_set():
+            with contextlib.suppress(NarrowcastError):  # it is tried again, and said
+                jobs.delete(task.name)
         _clean_up(task, CANCELLED_SECONDS if told.is_set() else REMOVAL_SECONDS)
         if is_main:
             signal.signal(signal.SIGTERM, before)

@@ -29,10 +29,12 @@ def run_step(function: str, given: dict[str, Any], *, outputs: Sequence[str], ra
     """
     task = task_of(function, given, outputs, build(RaySettings, ray, "parameter 'ray'"))
     jobs = RayJobs(task.namespace)
-    with cleaned_up(task):
+    with cleaned_up(jobs, task) as made:
         _make_room(jobs, task)
         hand_over(task)
-        _follow(jobs, task, _create(jobs, task))
+        job = _create(jobs, task)
+        made.set()
+        _follow(jobs, task, job)
         take_back(task)
 
 

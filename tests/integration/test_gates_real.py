@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from narrowcast import objects
-from narrowcast.components.evaluate.champion import champion_folder
+from narrowcast.components.evaluate.champion import fetched_champion
 from narrowcast.components.evaluate.gates import evaluate
 from narrowcast.components.evaluate.served import PARITY_ROWS
 from narrowcast.components.serve import process
@@ -64,7 +64,7 @@ def test_a_good_model_passes_every_gate(tiny_run, tmp_path, monkeypatch):
 
 def test_a_champion_on_object_storage_is_the_one_that_serves_by_now(tiny_run, tmp_path, s3):
     state, model = f"{s3}/home/endpoints/default.json", f"{s3}/home/endpoints/default/1/model"
-    with champion_folder(state) as folder:
+    with fetched_champion(state) as folder:
         assert folder == "", "nothing is deployed"
     objects.put(tiny_run.packed_model, model)
     objects.write_json(state, {"model_path": model})

@@ -38,6 +38,7 @@ def test_a_steps_own_settings_replace_the_defaults_one_by_one():
         ({"cluster.steps.train.tolerations": "[{value: x}]"}, "steps: train: a toleration with operator Equal needs"),
         ({"cluster.ray.gpu": "1"}, "cluster: ray: unknown key 'gpu'"),
         ({"cluster.kserve.modes": "Standard"}, "cluster: kserve: unknown key 'modes'; did you mean 'mode'"),
+        ({"cluster.ray.active_deadline_seconds": "172800"}, "steps: train: timeout_seconds is 90000, but its RayJob"),
         ({"cluster": "here"}, "params.yaml: cluster must be a mapping"),
     ],
 )

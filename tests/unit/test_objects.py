@@ -26,6 +26,8 @@ def test_a_folder_comes_back_as_it_was(home, folder, tmp_path):
     target = tmp_path / "back"
     objects.fetch(objects.join(home, "jobs", "one"), target)
     assert digest(target) == digest(folder)
+    assert objects.names(objects.join(home, "jobs", "one")) == ["deep", "name"]
+    assert objects.names(objects.join(home, "jobs", "two")) == []
     (target / "more").write_text("left by something else")
     objects.fetch(objects.join(home, "jobs", "one"), target)
     assert digest(target) == digest(folder)

@@ -386,6 +386,22 @@ def test_retries_go_on_and_print(cluster, run, capsys):
     assert ": Retrying" in capsys.readouterr().out
 
 
+def test_what_an_earlier_try_said_is_not_why_the_last_one_failed(cluster, run):
+    def operate(cluster, name):
+        cluster.pod(name, "first", "submitter", phase="Failed")
+        cluster.log("first", MARK + json.dumps({"step": "train", "seconds": 1, "error": "lower learning_rate"}))
+        time.sleep(0.3)
+        cluster.say(name, "Retrying", "FAILED", reason="AppFailed")
+        cluster.pod(name, "second", "submitter", phase="Failed")
+        cluster.log("second", "nothing to be told")
+        time.sleep(0.3)
+        cluster.say(name, "Failed", "", reason="SubmissionFailed", message="no answer")
+
+    cluster.operator = operate
+    with pytest.raises(NarrowcastError, match="was not handed in or its log was lost"):
+        run(retries=1)
+
+
 def test_workers_are_demanded(run, given):
     given["num_workers"] = 0
     with pytest.raises(NarrowcastError, match="num_workers is 0: on a Ray cluster"):
@@ -446,6 +462,7 @@ def test_a_step_that_is_told_to_stop_removes_its_job(cluster, s3, given, tmp_pat
     try:
         assert running.wait(120)
         assert files() != []
+        before = len(cluster.requests)
         process.send_signal(number)
         printed, _ = process.communicate(timeout=60)
     finally:
@@ -457,3 +474,6 @@ def test_a_step_that_is_told_to_stop_removes_its_job(cluster, s3, given, tmp_pat
     if number == signal.SIGTERM:
         assert process.returncode == 1
         assert "error: the step was told to stop: RayJob" in printed
+        (name,) = {job["metadata"]["name"] for job in cluster.created}
+        first = next(method for method, path in cluster.requests[before:] if path.split("?")[0].endswith(name))
+        assert first == "DELETE", "there is a second for it"

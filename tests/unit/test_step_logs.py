@@ -179,6 +179,7 @@ def test_every_part_of_a_nodes_name_may_have_a_tries_number(logs, cluster, run_i
 def test_a_step_that_never_ran_has_its_drivers_log(logs, cluster, run_id):
     cluster.add(run_id, "train-driver", ["no such secret\n"])
     assert logs(run_id, "train")[1] == "no such secret\n"
+    assert logs(run_id, "train", "--follow")[1] == "no such secret\n"
 
 
 def test_following_goes_on_with_the_next_try_until_the_step_has_ended(logs, cluster, run_id, monkeypatch):
