@@ -93,7 +93,15 @@ class S3:
         iam = boto3.client("iam", endpoint_url=self.url, **anybody)
         self.all = self._account(iam, "writer", ["s3:*"])
         self.read_only = self._account(iam, "reader", ["s3:Get*", "s3:List*"])
-        requests.post(f"{self.url}/moto-api/reset-auth", data="0", timeout=10)  # from now on it checks them
+        self.check_credentials("0")
+
+    def check_credentials(self, after_requests: str) -> None:
+        """It does for all servers of this process."""
+        requests.post(f"{self.url}/moto-api/reset-auth", data=after_requests, timeout=10)
+
+    def stop(self) -> None:
+        self.check_credentials("inf")
+        self.server.stop()
 
     def _account(self, iam, name: str, actions: list[str]) -> dict[str, str]:
         allow = {"Effect": "Allow", "Action": actions, "Resource": ["arn:aws:s3:::*"]}
@@ -111,7 +119,7 @@ class S3:
 def s3_endpoint():
     endpoint = S3()
     yield endpoint
-    endpoint.server.stop()
+    endpoint.stop()
 
 
 class Sshd:

@@ -420,11 +420,13 @@ def test_a_namespace_is_demanded_out_of_a_pod(run):
 
 
 PROGRAM = """
+import signal
 import sys
 from kfp import dsl
 from narrowcast.components.train.rayjob import run_step
 from narrowcast.step import step
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 encoded, model, home = sys.argv[1:]
 given = {
     "encoded": dsl.Dataset(name="encoded", uri=encoded),
