@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--table-optimiser", default="lazy_adam", help="what moves the embedding rows")
     parser.add_argument("--table-learning-rate", type=float, help="theirs, where it is not that of all else")
     parser.add_argument("--init-std", type=float, default=0.01, help="deviation of the tables' initial values")
+    parser.add_argument("--precision", default="float32", help="of matrix products; or bfloat16")
     chosen = parser.parse_args()
     read(chosen.encoded)
     torch.set_num_threads(chosen.threads)
@@ -39,6 +40,7 @@ def main() -> None:
         weight_decay=chosen.l2,
         patience=chosen.epochs,
         seed=chosen.seed,
+        precision=chosen.precision,
         deterministic=False,
     )
     lines: list[str] = []
