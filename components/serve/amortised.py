@@ -22,7 +22,8 @@ from narrowcast.components.train.histories.mean import masked_mean
 from narrowcast.components.train.scorer import Found
 
 CACHE_BYTES = 64 << 20
-MICRO_BATCH = 512
+MICRO_BATCH = 4096
+"""Rows; of 64 to 4,096 the quickest for several requests together, and no slower than another for one."""
 ID_BYTES = np.dtype(np.int32).itemsize
 
 
