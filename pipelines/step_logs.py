@@ -5,7 +5,6 @@ pods are asked for from Kubernetes, by the label that KFP's server puts on every
 """
 
 import contextlib
-import logging
 import re
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from narrowcast.errors import NarrowcastError, nearest
+from narrowcast.kubernetes_api import configuration
 from narrowcast.pipelines import cluster_runs
 from narrowcast.pipelines.cluster_runs import Run
 from narrowcast.pipelines.kfp_client import KFP
@@ -77,17 +77,10 @@ def follow(kfp: KFP, run: Run, namespace: str, step: str) -> Iterator[Line]:
 
 
 def _core() -> Any:
-    """Kubernetes' API, from kubeconfig or, in a pod, from its account."""
-    from kubernetes import client, config
+    from kubernetes import client
 
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its tries again are not for the user
-    try:
-        config.load_config()
-    except (config.ConfigException, OSError) as error:
-        raise NarrowcastError(
-            f"logs are read from Kubernetes, and there is no usable kubeconfig ({error}): set KUBECONFIG"
-        ) from None
-    return client.CoreV1Api()
+    settings = configuration("logs are read from it; set KUBECONFIG")
+    return client.CoreV1Api(client.ApiClient(settings))
 
 
 def _pods(core: Any, namespace: str, run: Run, step: str | None) -> list[Pod]:

@@ -1,7 +1,4 @@
-"""What the deploy step asks of the Kubernetes API: one endpoint's InferenceService, its pods and its route.
-
-The API is found as a pod finds it, or as `kubectl` does.
-"""
+"""What the deploy step asks of the Kubernetes API: one endpoint's InferenceService, its pods and its route."""
 
 import json
 import time
@@ -10,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from narrowcast.components.serve.kserve_spec import GROUP, PLURAL, VERSION, Body
 from narrowcast.errors import NarrowcastError
+from narrowcast.kubernetes_api import configuration
 
 if TYPE_CHECKING:
     from kubernetes.client import V1Pod
@@ -37,21 +35,13 @@ class Cluster:
     """One endpoint in one namespace. Every method raises ClusterError where the API refuses or does not answer."""
 
     def __init__(self, namespace: str, endpoint: str) -> None:
-        from kubernetes import client, config
+        from kubernetes import client
 
         self.namespace, self.endpoint = namespace, endpoint
-        settings = client.Configuration()
-        try:
-            try:
-                config.load_incluster_config(client_configuration=settings)
-            except config.ConfigException:
-                config.load_kube_config(client_configuration=settings)
-        except (config.ConfigException, OSError) as error:
-            raise ClusterError(
-                f"no Kubernetes API is known here ({error}): run the step in a pod whose service account has a token, "
-                "set KUBECONFIG, or leave the parameter 'kserve' empty to serve here"
-            ) from None
-        settings.retries = False
+        settings = configuration(
+            "run the step in a pod whose service account has a token, set KUBECONFIG, or leave the parameter 'kserve' "
+            "empty to serve here"
+        )
         self._host = settings.host
         applying = client.ApiClient(settings)
         applying.set_default_header("Content-Type", "application/apply-patch+yaml")

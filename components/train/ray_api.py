@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from kubernetes import client, config, watch
+from kubernetes import client, watch
 from kubernetes.client.rest import ApiException
 
 from narrowcast.components.train.ray_manifest import GROUP, INSTANCE, PLURAL, VERSION
 from narrowcast.errors import NarrowcastError
+from narrowcast.kubernetes_api import configuration
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 LOOK_SECONDS = 10
@@ -48,18 +49,10 @@ class RayJobs:
     def __init__(self, namespace: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.namespace = namespace
         self.patience_seconds = patience_seconds
-        settings = client.Configuration()
-        try:
-            if (ACCOUNT / "token").exists():
-                config.load_incluster_config(client_configuration=settings)
-            else:
-                config.load_kube_config(client_configuration=settings)
-        except (config.ConfigException, OSError) as error:
-            raise NarrowcastError(
-                f"no Kubernetes API to start Ray with ({error}): run the step in a pod whose service account has a "
-                "token, or leave the parameter 'ray' empty to train here"
-            ) from None
-        settings.retries = False
+        settings = configuration(
+            "run the step in a pod whose service account has a token, set KUBECONFIG, or leave the parameter 'ray' "
+            "empty to train here"
+        )
         self._client = client.ApiClient(settings)
         self._jobs = client.CustomObjectsApi(self._client)
         self._core = client.CoreV1Api(self._client)

@@ -410,7 +410,7 @@ def test_workers_are_demanded(run, given):
 
 def test_no_api_is_one_sentence(run, monkeypatch, tmp_path):
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
-    with pytest.raises(NarrowcastError, match="no Kubernetes API to start Ray with"):
+    with pytest.raises(NarrowcastError, match="no Kubernetes API is known here"):
         run()
 
 

@@ -224,4 +224,4 @@ def test_no_kubernetes_to_ask(logs, run_id, tmp_path, monkeypatch):
     (tmp_path / "kubeconfig").unlink()
     code, _, err = logs(run_id)
     assert code == 1
-    assert re.fullmatch(r"error: logs are read from Kubernetes, and there is no usable kubeconfig .*\n", err)
+    assert re.fullmatch(r"error: no Kubernetes API is known here .*set KUBECONFIG\n", err)
