@@ -80,7 +80,7 @@ class PackedLookup(nn.Module):
         rows = torch.empty(*ids.shape, self.width)
         if (tables >= 0).any():
             narrow = ids if ids.dtype == torch.int32 else ids.clamp(max=LARGEST).int()
-            gather(self._stored, narrow.flatten(), tables, rows.view(-1, self.width))
+            gather(self._stored, narrow.flatten().contiguous(), tables, rows.view(-1, self.width))
         return rows
 
 

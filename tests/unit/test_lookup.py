@@ -215,6 +215,15 @@ def test_rows_in_memory_are_as_small_as_stored(bits, times):
     assert packed.held_bytes * times < plan.full_bytes()
 
 
+def test_ids_may_be_a_column_of_a_wider_array():
+    """Flattened, it keeps its stride, which the kernel knows nothing of."""
+    layout, plan = equal_tables(16, 8, num_tables=1)
+    lookup = PackedLookup(layout, plan, stored(layout, plan))
+    ids_B1 = torch.arange(40, dtype=torch.int32).view(8, 5)[:, 3:4]
+    assert not ids_B1.flatten().is_contiguous()
+    assert same_bits(lookup(ids_B1, {}).categorical_BFD, lookup(ids_B1.clone(), {}).categorical_BFD)
+
+
 def test_an_id_beyond_32_bits_reads_row_0():
     layout, plan = equal_tables(16, 8, num_tables=1)
     packed = PackedLookup(layout, plan, stored(layout, plan))
