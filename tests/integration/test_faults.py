@@ -329,7 +329,8 @@ def test_a_model_that_will_not_do_is_refused_under_load(linked, models, tmp_path
 
 def test_too_much_is_refused_in_words_and_passes(linked):
     async def main():
-        send = http(linked.server)
+        send = http(linked.server, times=20)
+        await send.open(350)  # so that none has been answered when the last arrives
         flood = await offer(np.zeros(350), send, timeout_s=60)
         calm = await offer(constant(5, 1), send)
         await send.close()
